@@ -1,0 +1,369 @@
+//! Element types: the 22 dtypes of the safetensors format, and exact conversions for the six that
+//! have arithmetic here.
+//!
+//! Conversions are branch-free integer arithmetic, so that they vectorise at every SIMD level with
+//! the same bits, and do not depend on the processor's denormal modes. Narrowing rounds once, to
+//! nearest even; NaN stays NaN (its top payload bits are kept, the quiet bit is set).
+
+use serde::Serialize;
+
+macro_rules! dtypes {
+    ($($variant:ident $name:literal $bits:literal),* $(,)?) => {
+        /// A dtype of the safetensors format, spelt as in its headers.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum DType { $(#[doc = concat!("`", $name, "`, ", $bits, " bits an element")] $variant),* }
+
+        impl DType {
+            /// All dtypes of the format.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// Name in a safetensors header.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),* }
+            }
+
+            /// Size of one element in bits.
+            #[must_use]
+            pub const fn bits(self) -> u64 {
+                match self { $(Self::$variant => $bits),* }
+            }
+
+            /// The dtype with this header name; case matters, as it does in the format.
+            #[must_use]
+            pub fn parse(name: &str) -> Option<Self> {
+                match name { $($name => Some(Self::$variant),)* _ => None }
+            }
+        }
+    };
+}
+
+dtypes! {
+    Bool "BOOL" 8, F4 "F4" 4, F6E2M3 "F6_E2M3" 6, F6E3M2 "F6_E3M2" 6, U8 "U8" 8, I8 "I8" 8,
+    F8E5M2 "F8_E5M2" 8, F8E4M3 "F8_E4M3" 8, F8E8M0 "F8_E8M0" 8, F8E4M3Fnuz "F8_E4M3FNUZ" 8,
+    F8E5M2Fnuz "F8_E5M2FNUZ" 8, I16 "I16" 16, U16 "U16" 16, F16 "F16" 16, BF16 "BF16" 16,
+    I32 "I32" 32, U32 "U32" 32, F32 "F32" 32, C64 "C64" 64, F64 "F64" 64, I64 "I64" 64, U64 "U64" 64,
+}
+
+impl DType {
+    /// Whether tensors of this dtype are merged by arithmetic. All others are copied when they are
+    /// equal in all models and refused when they are not.
+    #[must_use]
+    pub const fn has_arithmetic(self) -> bool {
+        matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::BF16 | Self::F8E4M3 | Self::F8E5M2)
+    }
+
+    /// Size of one element in bytes, for dtypes of whole bytes.
+    #[must_use]
+    pub const fn whole_bytes(self) -> Option<usize> {
+        if self.bits() % 8 == 0 { Some(self.bits() as usize / 8) } else { None }
+    }
+
+    /// Bytes of `elements` elements; `None` on overflow or when they do not fill whole bytes.
+    #[must_use]
+    pub fn bytes_of(self, elements: u64) -> Option<u64> {
+        let bits = elements.checked_mul(self.bits())?;
+        bits.is_multiple_of(8).then_some(bits / 8)
+    }
+}
+
+impl std::fmt::Display for DType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Serialize for DType {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+/// A stored element of `N` bytes that has arithmetic.
+pub trait Element<const N: usize>: 'static {
+    /// What it decodes to without loss: `f32`, or `f64` for `F64`.
+    type Wide: Copy;
+    /// Exact value of little-endian bytes.
+    fn decode(bytes: [u8; N]) -> Self::Wide;
+    /// Nearest element to `value`, ties to even.
+    fn encode(value: Self::Wide) -> [u8; N];
+}
+
+/// `F64`.
+pub struct F64;
+/// `F32`.
+pub struct F32;
+/// `F16`: 1 sign, 5 exponent, 10 fraction bits.
+pub struct F16;
+/// `BF16`: the upper half of an `f32`.
+pub struct Bf16;
+/// `F8_E4M3`: bias 7, largest 448, NaN but no infinity (overflow gives NaN, as in ml_dtypes and torch).
+pub struct F8E4M3;
+/// `F8_E5M2`: bias 15, with infinity.
+pub struct F8E5M2;
+
+impl Element<8> for F64 {
+    type Wide = f64;
+    #[inline(always)]
+    fn decode(bytes: [u8; 8]) -> f64 {
+        f64::from_le_bytes(bytes)
+    }
+    #[inline(always)]
+    fn encode(value: f64) -> [u8; 8] {
+        value.to_le_bytes()
+    }
+}
+
+impl Element<4> for F32 {
+    type Wide = f32;
+    #[inline(always)]
+    fn decode(bytes: [u8; 4]) -> f32 {
+        f32::from_le_bytes(bytes)
+    }
+    #[inline(always)]
+    fn encode(value: f32) -> [u8; 4] {
+        value.to_le_bytes()
+    }
+}
+
+impl Element<2> for Bf16 {
+    type Wide = f32;
+    #[inline(always)]
+    fn decode(bytes: [u8; 2]) -> f32 {
+        f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
+    }
+    #[inline(always)]
+    fn encode(value: f32) -> [u8; 2] {
+        let bits = value.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+        let nan = (bits >> 16) | 0x40;
+        let out = if (bits & 0x7fff_ffff) > 0x7f80_0000 { nan } else { rounded };
+        (out as u16).to_le_bytes()
+    }
+}
+
+/// Widens a small float whose sign is the top bit of `bits`, followed by exponent and `FRACTION`
+/// fraction bits: normal numbers by re-biasing, subnormal ones by an exact subtraction.
+#[inline(always)]
+fn widen<const WIDTH: u32, const FRACTION: u32, const BIAS: u32>(bits: u32) -> (u32, u32) {
+    let sign = (bits >> (WIDTH - 1)) << 31;
+    let magnitude = (bits & ((1 << (WIDTH - 1)) - 1)) << (23 - FRACTION);
+    let rebias = (127 - BIAS) << 23;
+    let first_normal = (127 - BIAS + 1) << 23;
+    let subnormal = (f32::from_bits(magnitude + first_normal) - f32::from_bits(first_normal)).to_bits();
+    let value = if magnitude < (1 << 23) { subnormal } else { magnitude + rebias };
+    (sign, value)
+}
+
+/// Magnitude bits of the small float nearest to `|value|`, without treating overflow or NaN.
+#[inline(always)]
+fn narrow<const FRACTION: u32, const BIAS: u32>(magnitude: u32) -> u32 {
+    let shift = 23 - FRACTION;
+    let rebias = (127 - BIAS) << 23;
+    let first_normal = (127 - BIAS + 1) << 23;
+    // Adding a number whose last bit weighs as much as the smallest subnormal makes the
+    // floating-point adder round for us.
+    let magic = (127 - BIAS + 1 + shift) << 23;
+    let subnormal = (f32::from_bits(magnitude) + f32::from_bits(magic)).to_bits().wrapping_sub(magic);
+    let half = (1 << (shift - 1)) - 1;
+    let normal = magnitude.wrapping_add(half + ((magnitude >> shift) & 1)).wrapping_sub(rebias) >> shift;
+    if magnitude < first_normal { subnormal } else { normal }
+}
+
+impl Element<2> for F16 {
+    type Wide = f32;
+    #[inline(always)]
+    fn decode(bytes: [u8; 2]) -> f32 {
+        let bits = u32::from(u16::from_le_bytes(bytes));
+        let (sign, finite) = widen::<16, 10, 15>(bits);
+        let special = 0x7f80_0000 | ((bits & 0x3ff) << 13);
+        let value = if (bits & 0x7c00) == 0x7c00 { special } else { finite };
+        f32::from_bits(sign | value)
+    }
+    #[inline(always)]
+    fn encode(value: f32) -> [u8; 2] {
+        let bits = value.to_bits();
+        let sign = (bits >> 16) & 0x8000;
+        let magnitude = bits & 0x7fff_ffff;
+        let finite = narrow::<10, 15>(magnitude);
+        let overflow = if magnitude > 0x7f80_0000 { 0x7e00 | ((magnitude >> 13) & 0x3ff) } else { 0x7c00 };
+        // 65520 is half way between the largest f16 and the next power of two.
+        let out = if magnitude >= 0x477f_f000 { overflow } else { finite };
+        ((sign | out) as u16).to_le_bytes()
+    }
+}
+
+impl Element<1> for F8E5M2 {
+    type Wide = f32;
+    #[inline(always)]
+    fn decode(bytes: [u8; 1]) -> f32 {
+        F16::decode([0, bytes[0]])
+    }
+    #[inline(always)]
+    fn encode(value: f32) -> [u8; 1] {
+        let bits = value.to_bits();
+        let sign = (bits >> 24) & 0x80;
+        let magnitude = bits & 0x7fff_ffff;
+        let finite = narrow::<2, 15>(magnitude);
+        let overflow = if magnitude > 0x7f80_0000 { 0x7e | ((magnitude >> 21) & 3) } else { 0x7c };
+        // 61440 is half way between the largest value, 57344, and 65536.
+        let out = if magnitude >= 0x4770_0000 { overflow } else { finite };
+        [(sign | out) as u8]
+    }
+}
+
+impl Element<1> for F8E4M3 {
+    type Wide = f32;
+    #[inline(always)]
+    fn decode(bytes: [u8; 1]) -> f32 {
+        let bits = u32::from(bytes[0]);
+        let (sign, finite) = widen::<8, 3, 7>(bits);
+        let value = if (bits & 0x7f) == 0x7f { 0x7fc0_0000 } else { finite };
+        f32::from_bits(sign | value)
+    }
+    #[inline(always)]
+    fn encode(value: f32) -> [u8; 1] {
+        let bits = value.to_bits();
+        let sign = (bits >> 24) & 0x80;
+        let magnitude = bits & 0x7fff_ffff;
+        let finite = narrow::<3, 7>(magnitude);
+        // 464 is half way between the largest value, 448, and the 480 that NaN displaces; the tie goes
+        // to the even 448.
+        let out = if magnitude > 0x43e8_0000 { 0x7f } else { finite };
+        [(sign | out) as u8]
+    }
+}
+
+/// `value` as an `f32` that a second, narrower rounding cannot round twice: exact values stay, all
+/// others go to the neighbour whose last bit is set ("round to odd").
+///
+/// The way from an f64 result to F16, BF16 or F8 with one rounding.
+#[inline(always)]
+#[must_use]
+pub fn to_odd_f32(value: f64) -> f32 {
+    let near = value as f32;
+    let back = f64::from(near);
+    let bits = near.to_bits();
+    let inexact = back != value && bits & 1 == 0 && back.is_finite();
+    // Move one step towards `value`: outwards when the rounding went inwards. Zero moves outwards.
+    let outward = back.abs() < value.abs();
+    let moved = if outward { bits + 1 } else { bits.wrapping_sub(1) };
+    let moved =
+        if bits & 0x7fff_ffff == 0 { (((value.to_bits() >> 32) as u32) & 0x8000_0000) | 1 } else { moved };
+    f32::from_bits(if inexact && !value.is_nan() { moved } else { bits })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip() {
+        assert_eq!(DType::ALL.len(), 22);
+        for &d in DType::ALL {
+            assert_eq!(DType::parse(d.name()), Some(d));
+        }
+        assert_eq!(DType::parse("f32"), None);
+        assert_eq!(DType::F4.bytes_of(3), None);
+        assert_eq!(DType::F64.bytes_of(u64::MAX), None);
+    }
+
+    #[test]
+    fn sixteen_bit_types_agree_with_half_on_every_pattern() {
+        for bits in 0..=u16::MAX {
+            let b = bits.to_le_bytes();
+            let (ours, theirs) = (F16::decode(b), half::f16::from_bits(bits).to_f32());
+            assert!(ours == theirs || ours.is_nan() && theirs.is_nan(), "{bits:04x}: {ours} {theirs}");
+            assert_eq!(Bf16::decode(b).to_bits(), u32::from(bits) << 16);
+            if !theirs.is_nan() {
+                assert_eq!(F16::encode(ours), b);
+            }
+            let f = Bf16::decode(b);
+            if !f.is_nan() {
+                assert_eq!(Bf16::encode(f), b);
+            }
+        }
+    }
+
+    #[test]
+    fn encoding_agrees_with_half_around_every_boundary() {
+        for high in 0..=u16::MAX {
+            for low in [0u32, 1, 0xfff, 0x1000, 0x1001, 0x7fff, 0x8000, 0x8001, 0xf000, 0xffff] {
+                let f = f32::from_bits((u32::from(high) << 16) | low);
+                let (a, b) = (u16::from_le_bytes(F16::encode(f)), u16::from_le_bytes(Bf16::encode(f)));
+                if f.is_nan() {
+                    assert!(half::f16::from_bits(a).is_nan() && half::bf16::from_bits(b).is_nan());
+                } else {
+                    assert_eq!(a, half::f16::from_f32_const(f).to_bits(), "f16 of {f:e}");
+                    assert_eq!(b, half::bf16::from_f32(f).to_bits(), "bf16 of {f:e}");
+                }
+            }
+        }
+    }
+
+    /// The nearest of all 256 patterns, ties to the even pattern, by brute force in f64.
+    fn nearest_f8<E: Element<1, Wide = f32>>(value: f32, largest: f64, ulp_at_top: f64) -> Option<u8> {
+        let v = f64::from(value);
+        if v.abs() > largest + ulp_at_top / 2.0 {
+            return None;
+        }
+        let mut best: Option<(f64, u8)> = None;
+        for p in 0..=255u8 {
+            let d = f64::from(E::decode([p]));
+            if !d.is_finite() || (d.is_sign_negative() != v.is_sign_negative()) {
+                continue;
+            }
+            let distance = (d - v).abs();
+            let better = match best {
+                None => true,
+                Some((b, q)) => distance < b || (distance == b && p % 2 == 0 && q % 2 == 1),
+            };
+            if better {
+                best = Some((distance, p));
+            }
+        }
+        best.map(|(_, p)| p)
+    }
+
+    #[test]
+    fn eight_bit_types_round_to_the_nearest_pattern() {
+        for high in 0..=u16::MAX {
+            for low in [0u32, 1, 0x8000] {
+                let f = f32::from_bits((u32::from(high) << 16) | low);
+                if f.is_nan() {
+                    assert!(F8E4M3::decode(F8E4M3::encode(f)).is_nan());
+                    assert!(F8E5M2::decode(F8E5M2::encode(f)).is_nan());
+                    continue;
+                }
+                match nearest_f8::<F8E4M3>(f, 448.0, 32.0) {
+                    Some(p) => assert_eq!(F8E4M3::encode(f), [p], "e4m3 of {f:e}"),
+                    None => assert!(F8E4M3::decode(F8E4M3::encode(f)).is_nan(), "e4m3 of {f:e}"),
+                }
+                if f.abs() < 61440.0 {
+                    assert_eq!(
+                        Some(F8E5M2::encode(f)[0]),
+                        nearest_f8::<F8E5M2>(f, 57344.0, 8192.0),
+                        "e5m2 of {f:e}"
+                    );
+                } else {
+                    assert!(F8E5M2::decode(F8E5M2::encode(f)).is_infinite(), "e5m2 of {f:e}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rounding_to_odd_prevents_double_rounding() {
+        // 1 + 2^-8 + 2^-40: above the bf16 tie at 1 + 2^-8, but f32 rounds it onto that tie.
+        let v = 1.0 + 2f64.powi(-8) + 2f64.powi(-40);
+        assert_eq!(Bf16::encode(v as f32), Bf16::encode(1.0), "the trap");
+        assert_eq!(Bf16::decode(Bf16::encode(to_odd_f32(v))), 1.0 + 2f32.powi(-7));
+        for exact in [0.0, -0.0, 1.5, f64::INFINITY, f64::from(f32::MIN_POSITIVE) / 4.0] {
+            assert_eq!(to_odd_f32(exact).to_bits(), (exact as f32).to_bits());
+        }
+        assert!(to_odd_f32(f64::NAN).is_nan());
+        assert_eq!(to_odd_f32(1e-60).to_bits(), 1);
+        assert_eq!(to_odd_f32(-1e-60).to_bits(), 0x8000_0001);
+        assert_eq!(to_odd_f32(1e300), f32::INFINITY);
+    }
+}

@@ -1,0 +1,4 @@
+//! Streaming merges of safetensors checkpoints, in memory that does not grow with the model.
+#![deny(unsafe_code)]
+pub mod dtype;
+pub mod error;
