@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 /// Result of everything in this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// The action of an [`Error::Io`] on the folder that is to hold the output; it has a hint of its own.
+pub(crate) const OPEN_PARENT: &str = "opening the folder of the output";
+
 /// A failed operation. Variants are grouped by what the user must do about them.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -226,6 +229,14 @@ pub enum Error {
         /// The output.
         path: PathBuf,
     },
+    /// What is at the output path is more than this output would replace.
+    #[error("{path}: cannot be replaced: {message}", path = show(path))]
+    OutputNotReplaceable {
+        /// The output.
+        path: PathBuf,
+        /// What is there.
+        message: String,
+    },
     /// The output is one of the inputs, inside one, or around one.
     #[error("output {path} {relation} input {input}; an input is never written to", path = show(path), input = show(input))]
     OutputIsInput {
@@ -299,6 +310,7 @@ impl Error {
             Self::NotDurable { .. } => "not_durable",
             Self::Threads { .. } => "threads",
             Self::OutputExists { .. } => "output_exists",
+            Self::OutputNotReplaceable { .. } => "output_not_replaceable",
             Self::OutputIsInput { .. } => "output_is_input",
             Self::NonFinite { .. } => "non_finite",
             Self::NonFiniteOutput { .. } => "non_finite_output",
@@ -330,6 +342,7 @@ impl Error {
             | Self::NoSpace { path, .. }
             | Self::NotDurable { path, .. }
             | Self::OutputExists { path }
+            | Self::OutputNotReplaceable { path, .. }
             | Self::OutputIsInput { path, .. } => Some(path),
             _ => None,
         }
@@ -375,7 +388,11 @@ impl Error {
             Self::ModelsDoNotFit { .. } => "`rlmerge inspect MODEL` lists the tensors of a model; merge models of one family and one vocabulary".into(),
             Self::NoSpace { .. } => "free some space, or choose another place with -o".into(),
             Self::OutputExists { .. } => "choose another path with -o, or replace it with --force".into(),
+            Self::OutputNotReplaceable { .. } => "choose another path with -o, or move away what is there".into(),
             Self::OutputIsInput { .. } => "choose another path with -o".into(),
+            Self::Io { action: OPEN_PARENT, source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                "create that folder first, or choose another path with -o".into()
+            }
             Self::NonFinite { .. } => "`rlmerge inspect MODEL` names the file; repair or leave out the model that holds the value".into(),
             Self::NonFiniteOutput { .. } => "run without --strict to write it all the same".into(),
             Self::Internal { .. } => "please report it with the command and RLMERGE_DEBUG=1 output".into(),
@@ -414,6 +431,7 @@ pub const CODES: &[(&str, u8, &str)] = &[
     ("not_durable", 5, "output"),
     ("threads", 5, "output"),
     ("output_exists", 6, "output"),
+    ("output_not_replaceable", 6, "output"),
     ("output_is_input", 6, "output"),
     ("non_finite", 7, "numerics"),
     ("non_finite_output", 7, "numerics"),

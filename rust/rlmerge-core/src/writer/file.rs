@@ -1,0 +1,121 @@
+//! One file of an output, written at any offset from any thread.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{FallocateFlags, fallocate, fsync, ftruncate};
+use rustix::io::{Errno, pwrite, retry_on_intr};
+
+use super::{space, writeback};
+use crate::error::{Error, Result};
+
+/// A file in a [`Stage`](super::Stage), of a length known beforehand.
+#[derive(Debug)]
+pub struct StagedFile {
+    fd: OwnedFd,
+    /// Where it will be after the commit: the path that errors name.
+    path: PathBuf,
+    len: u64,
+    written: AtomicU64,
+    durability: Arc<Durability>,
+}
+
+/// How far a file has come; shared with its stage, which publishes durable files only.
+#[derive(Debug, Default)]
+pub(super) struct Durability(AtomicU8);
+
+impl Durability {
+    const OPEN: u8 = 0;
+    const DURABLE: u8 = 1;
+    const LOST: u8 = 2;
+
+    pub fn is_durable(&self) -> bool {
+        self.0.load(Relaxed) == Self::DURABLE
+    }
+}
+
+impl StagedFile {
+    /// Takes over a new, empty file and reserves its bytes, so that a full disk shows now.
+    pub(super) fn reserve(fd: OwnedFd, path: PathBuf, len: u64, durability: Arc<Durability>) -> Result<Self> {
+        let file = Self { fd, path, len, written: AtomicU64::new(0), durability };
+        if len == 0 {
+            return Ok(file);
+        }
+        match retry_on_intr(|| fallocate(&file.fd, FallocateFlags::empty(), 0, len)) {
+            Ok(()) => Ok(file),
+            // Nothing can be reserved here; the size still shows a file size limit.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                retry_on_intr(|| ftruncate(&file.fd, len))
+                    .map_err(|e| file.refused("setting the length", len, e))?;
+                Ok(file)
+            }
+            Err(e) => Err(file.refused("reserving space", len, e)),
+        }
+    }
+
+    /// Writes all of `bytes` at `offset`. Ranges written at the same time must not overlap.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::Io`]; [`Error::Internal`] beyond the length or after
+    /// [`finish`](Self::finish).
+    pub fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        let end = offset.checked_add(bytes.len() as u64);
+        if end.is_none_or(|end| end > self.len) {
+            return Err(self.bug(format!("{} bytes at {offset} end beyond {}", bytes.len(), self.len)));
+        }
+        if self.durability.0.load(Relaxed) != Durability::OPEN {
+            return Err(self.bug("written after its fsync".into()));
+        }
+        let (mut rest, mut at) = (bytes, offset);
+        while !rest.is_empty() {
+            let n = match retry_on_intr(|| pwrite(&self.fd, rest, at)) {
+                Ok(0) => return Err(Error::io(&self.path, "writing", std::io::ErrorKind::WriteZero)),
+                Ok(n) => n,
+                Err(e) => return Err(self.refused("writing", rest.len() as u64, e)),
+            };
+            rest = &rest[n..];
+            at += n as u64;
+        }
+        self.written.fetch_add(bytes.len() as u64, Relaxed);
+        Ok(())
+    }
+
+    /// Lets the disk begin with a range that is written, while the next one is computed. Only a
+    /// hint: errors show in [`finish`](Self::finish).
+    pub fn start_writeback(&self, offset: u64, len: u64) {
+        writeback::start(self.fd.as_fd(), offset, len);
+    }
+
+    /// Makes the file durable. Once it failed it fails for ever: after a failed fsync the system
+    /// may have dropped the bytes and call the next one a success.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the bytes did not reach the disk; [`Error::Internal`] when fewer were
+    /// written than planned: reserved space without data would look like a whole file.
+    pub fn finish(&self) -> Result<()> {
+        let written = self.written.load(Relaxed);
+        if written < self.len {
+            return Err(self.bug(format!("only {written} of {} bytes were written", self.len)));
+        }
+        // Lost until proven durable, so that a second call cannot find the file open again.
+        match self.durability.0.swap(Durability::LOST, Relaxed) {
+            Durability::OPEN => {
+                fsync(&self.fd).map_err(|e| self.refused("fsync", 0, e))?;
+            }
+            Durability::DURABLE => {}
+            _ => return Err(Error::io(&self.path, "fsync", Errno::IO)),
+        }
+        self.durability.0.store(Durability::DURABLE, Relaxed);
+        Ok(())
+    }
+
+    fn refused(&self, action: &'static str, needed: u64, errno: Errno) -> Error {
+        space::refused(&self.path, action, needed, &self.fd, errno)
+    }
+
+    fn bug(&self, what: String) -> Error {
+        Error::Internal { message: format!("output file {}: {what}", self.path.display()) }
+    }
+}
