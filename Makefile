@@ -1,0 +1,122 @@
+# Everything a fresh machine with Python >= 3.11 and Rust needs; nothing is installed outside this folder.
+# Files that stand for finished steps live inside the environments: deleting .venv starts over.
+
+PYTHON ?= python3
+CARGO ?= cargo
+BENCH_FLAGS ?=
+SMOLLM2_FLAGS ?=
+
+VENV := .venv
+VENV_TORCH := .venv-torch
+BIN := $(VENV)/bin
+RUST_SOURCES := $(shell find rust -name target -prune -o \( -name '*.rs' -o -name '*.toml' \) -print) Cargo.toml Cargo.lock
+PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi')
+
+# One interpreter for every build, so that cargo does not build the bindings anew for each.
+export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+# --- building ---------------------------------------------------------------------------------------------------------
+
+.PHONY: setup
+setup: $(VENV)/.built ## Make .venv with rlmerge (release build) and everything its tests need
+
+.PHONY: python-and-rust
+python-and-rust:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
+	@command -v $(CARGO) >/dev/null || { echo "Rust is needed: install it with rustup (https://rustup.rs)" >&2; exit 1; }
+
+$(VENV)/.installed: pyproject.toml | python-and-rust
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --group test 'maturin>=1.16,<2'
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.installed $(RUST_SOURCES) pyproject.toml | python-and-rust
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --locked
+	@touch $@
+
+.PHONY: wheel
+wheel: $(VENV)/.wheel ## Build a wheel into dist/
+
+$(VENV)/.wheel: $(VENV)/.installed $(RUST_SOURCES) $(PYTHON_SOURCES) pyproject.toml README.md
+	rm -rf dist
+	$(BIN)/maturin build --release --locked --interpreter $(BIN)/python --out dist
+	@touch $@
+
+# --- trying it out ----------------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: setup ## Make a small trio of models and merge it with TIES
+	@$(BIN)/python scripts/make_demo_trio.py demo >/dev/null
+	$(BIN)/rlmerge merge demo/expert-math demo/expert-code --base demo/base --method ties -o demo/merged --force
+	@printf '%s\n' '' \
+		'The merged model is in demo/merged, a complete Hugging Face folder; demo/merged/rlmerge.json says how it was made.' \
+		'' \
+		'Try next:' \
+		'  source $(BIN)/activate' \
+		'  rlmerge inspect demo/merged' \
+		'  rlmerge methods' \
+		'  rlmerge merge demo/expert-math demo/expert-code --base demo/base --method dare_ties --density 0.3 --dry-run' \
+		'  make smollm2                            a real model of 135 M parameters, and two experts of it'
+
+.PHONY: smollm2
+smollm2: $(VENV)/.gguf ## Fetch SmolLM2-135M-Instruct without torch, and make two experts of it
+	$(BIN)/python scripts/fetch_smollm2.py --experts 2 $(SMOLLM2_FLAGS)
+
+$(VENV)/.gguf: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet 'gguf>=0.17'
+	@touch $@
+
+# --- checking ---------------------------------------------------------------------------------------------------------
+
+# rlmerge-py has no Rust tests: a test program of it would have to link libpython, which many machines lack.
+.PHONY: test
+test: setup ## Run all tests that need neither torch nor mergekit
+	$(CARGO) test --workspace --exclude rlmerge-py --locked
+	$(BIN)/python -m pytest tests --ignore=tests/interop --ignore=tests/parity
+
+.PHONY: test-torch
+test-torch: $(VENV_TORCH)/.rlmerge ## Run the tests against transformers and mergekit (downloads several GB once)
+	$(VENV_TORCH)/bin/python -m pytest tests/interop tests/parity
+
+$(VENV_TORCH)/.installed: pyproject.toml | python-and-rust
+	$(PYTHON) -m venv $(VENV_TORCH)
+	$(VENV_TORCH)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(VENV_TORCH)/bin/python -m pip install --quiet --group test torch transformers mergekit==0.1.5
+	@touch $@
+
+# The wheel, as users get it, and not the working tree.
+$(VENV_TORCH)/.rlmerge: $(VENV_TORCH)/.installed $(VENV)/.wheel
+	$(VENV_TORCH)/bin/python -m pip install --quiet --upgrade dist/*.whl
+	$(VENV_TORCH)/bin/python -m pip install --quiet --force-reinstall --no-deps dist/*.whl
+	@touch $@
+
+.PHONY: lint
+lint: setup ## Check formats, lints, types and stubs
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- --deny warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	MYPYPATH=python $(BIN)/python -m mypy.stubtest rlmerge._core
+
+.PHONY: bench
+bench: setup ## Measure start-up and whole merges of 1.1 B parameters (ten minutes, 9 GB of disk; see benches/README.md)
+	$(BIN)/python benches/python/startup.py
+	$(BIN)/python benches/python/spine.py $(BENCH_FLAGS)
+
+.PHONY: bench-kernels
+bench-kernels: ## Measure the kernels alone, in GB/s
+	$(CARGO) bench --package rlmerge-core --locked
+
+.PHONY: clean
+clean: ## Delete what was built, downloaded environments included
+	rm -rf $(VENV) $(VENV_TORCH) target dist demo

@@ -1,0 +1,260 @@
+"""Whole merges of a generated trio against the floor of reading and writing, and against mergekit, in one run.
+
+    spine.py                              the 1.1 B-parameter trio in a temporary folder, five rounds, two threads
+    spine.py --mergekit .venv-torch       the same, and mergekit-yaml of that environment on the same files
+    spine.py --memory                     peak memory on a model four times as large besides
+    spine.py --size tiny --rounds 1       does it work at all
+
+The floor of a merge is `cat` of all its input shards to /dev/null, then `dd bs=8M conv=fsync` of both shards of one
+input to the disk that gets the output. Each timed merge comes right after a timed floor, methods take turns
+within a round, and between two runs the last output is deleted and the disk synced, so that no run pays for
+another's dirty pages and slow drift of the machine cancels. Every run is a whole process, start-up included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import make_trio
+import record
+from answers import check
+from measure import Measurement, floor_command, measure
+from summary import summary
+
+
+@dataclass(frozen=True)
+class Method:
+    name: str
+    limit: float  # wall time in floors
+    slower: float | None  # how many times slower mergekit must be
+    models: tuple[str, ...] = ("expert-1", "expert-2")
+    base: str | None = "base"
+    parameters: dict[str, float] = field(default_factory=dict)
+    mergekit: str = ""  # name there, where it differs
+
+    def inputs(self, trio: dict[str, Path]) -> list[Path]:
+        return [trio[name] for name in (*([self.base] if self.base else []), *self.models)]
+
+    def command(self, rlmerge: str, trio: dict[str, Path], out: Path, threads: int) -> list[str]:
+        command = [rlmerge, "merge", *(str(trio[name]) for name in self.models), "--method", self.name]
+        command += ["--base", str(trio[self.base])] if self.base else []
+        for name, value in self.parameters.items():
+            command += [f"--{name}", str(value)]
+        return [*command, "--threads", str(threads), "--quiet", "-o", str(out)]
+
+    def mergekit_recipe(self, trio: dict[str, Path]) -> dict[str, Any]:
+        weights: dict[str, float] = {} if self.name == "slerp" else {"weight": 1.0, **self.parameters}
+        recipe: dict[str, Any] = {
+            "merge_method": self.mergekit or self.name,
+            "models": [{"model": str(trio[name]), "parameters": weights} for name in self.models],
+            "dtype": "bfloat16",
+        }
+        if self.name == "slerp":
+            recipe |= {"base_model": str(trio[self.models[0]]), "parameters": {"t": 0.5}}
+        elif self.base:
+            recipe["base_model"] = str(trio[self.base])
+        return recipe
+
+
+METHODS = [
+    Method("linear", limit=1.0, slower=10, models=make_trio.MODELS, base=None),
+    Method("task_arithmetic", limit=1.0, slower=10),
+    Method("slerp", limit=1.0, slower=None, base=None),
+    Method("dare", limit=1.0, slower=20, parameters={"density": 0.5}, mergekit="dare_linear"),
+    Method("ties", limit=1.5, slower=50, parameters={"density": 0.2}),
+    Method("dare_ties", limit=1.5, slower=None, parameters={"density": 0.5}),
+]
+
+# Plain two threads, and the settings that were fastest for it on this kind of file; the better one counts.
+MERGEKIT_SETTINGS = {
+    "plain": [],
+    "async": ["--async-write", "--out-shard-size", "500M"],
+}
+
+
+def shards(model: Path) -> list[Path]:
+    return sorted(model.glob("*.safetensors"))
+
+
+def clear(path: Path) -> None:
+    """Delete what the last run wrote and wait for the disk."""
+    shutil.rmtree(path, ignore_errors=True)
+    os.sync()
+
+
+def warm(trio: dict[str, Path]) -> None:
+    measure(floor_command([shard for model in trio.values() for shard in shards(model)], []))
+
+
+class Bench:
+    def __init__(self, trio: dict[str, Path], work: Path, rlmerge: str, threads: int) -> None:
+        self.trio, self.work, self.rlmerge, self.threads = trio, work, rlmerge, threads
+        self.out = work / "merged"
+
+    def floor(self, inputs: list[Path]) -> Measurement:
+        clear(self.out)
+        self.out.mkdir()
+        read = [shard for model in inputs for shard in shards(model)]
+        return measure(floor_command(read, [(shard, self.out / shard.name) for shard in shards(inputs[0])]))
+
+    def merge(self, method: Method) -> Measurement:
+        clear(self.out)
+        return measure(method.command(self.rlmerge, self.trio, self.out, self.threads))
+
+    def answer(self, method: Method) -> int:
+        models = [self.trio[name] for name in method.models]
+        base = self.trio[method.base] if method.base else None
+        return check(method.name, method.parameters, models, base, self.out)
+
+    def mergekit(self, method: Method, venv: Path, settings: list[str]) -> Measurement:
+        clear(self.out)
+        recipe = self.work / "recipe.yml"
+        recipe.write_text(json.dumps(method.mergekit_recipe(self.trio)))  # JSON is YAML
+        program = str(venv / "bin" / "mergekit-yaml")
+        command = [program, str(recipe), str(self.out), "-j", str(self.threads), "--no-copy-tokenizer"]
+        offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        result = measure([*command, "--quiet", *settings], env=offline)
+        if not shards(self.out):
+            raise SystemExit(f"mergekit wrote nothing for {method.name}")
+        return result
+
+
+def run_rounds(bench: Bench, methods: list[Method], rounds: int) -> dict[str, dict[str, Any]]:
+    floors: dict[str, list[Measurement]] = {method.name: [] for method in methods}
+    merges: dict[str, list[Measurement]] = {method.name: [] for method in methods}
+    checked: dict[str, int] = {}
+    manifests: dict[str, bytes] = {}
+    warm(bench.trio)
+    for number in range(1, rounds + 1):
+        for method in methods:
+            floors[method.name].append(bench.floor(method.inputs(bench.trio)))
+            merges[method.name].append(bench.merge(method))
+            say(f"round {number} {method.name}: {merges[method.name][-1].wall_s:.2f} s, "
+                f"floor {floors[method.name][-1].wall_s:.2f} s")  # fmt: skip
+            # The manifest holds a checksum of every tensor: one checked round stands for all that have the same.
+            manifest = (bench.out / "rlmerge.json").read_bytes()
+            if method.name not in checked:
+                checked[method.name] = bench.answer(method)
+                manifests[method.name] = manifest
+            elif manifests[method.name] != manifest:
+                raise SystemExit(f"{method.name}: round {number} wrote other bytes than round 1")
+    whole = [m.wall_s for method in methods if len(method.inputs(bench.trio)) == 3 for m in floors[method.name]]
+    results = {}
+    for method in methods:
+        name = method.name
+        floor = statistics.median(m.wall_s for m in floors[name])
+        wall = statistics.median(m.wall_s for m in merges[name])
+        results[name] = {
+            "inputs": len(method.inputs(bench.trio)),
+            "wall_s": round(wall, 3),
+            "floor_s": round(floor, 3),
+            "ratio": round(wall / floor, 3),
+            "ratio_to_floor_of_three": round(wall / statistics.median(whole), 3) if whole else None,
+            "limit": method.limit,
+            "cpu_s": round(statistics.median(m.cpu_s for m in merges[name]), 3),
+            "peak_rss_mb": max(m.peak_rss_mb for m in merges[name]),
+            "elements_checked": checked[name],
+            "runs": [asdict(m) for m in merges[name]],
+            "floor_runs": [asdict(m) for m in floors[name]],
+        }
+    return results
+
+
+def run_mergekit(bench: Bench, methods: list[Method], ours: dict[str, Any], venv: Path, runs: int) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    for method in methods:
+        found: dict[str, list[dict[str, float]]] = {}
+        for setting, options in MERGEKIT_SETTINGS.items():
+            for _ in range(runs):
+                one = bench.mergekit(method, venv, options)
+                say(f"mergekit {method.name} {setting}: {one.wall_s:.1f} s")
+                found.setdefault(setting, []).append(asdict(one))
+        best = min(run["wall_s"] for all_runs in found.values() for run in all_runs)
+        results[method.name] = {
+            "best_wall_s": best,
+            "times_slower": round(best / ours[method.name]["wall_s"], 1),
+            "required": method.slower,
+            "peak_rss_mb": max(run["peak_rss_mb"] for all_runs in found.values() for run in all_runs),
+            "runs": found,
+        }
+    return results
+
+
+def run_memory(bench: Bench, methods: list[Method], small: dict[str, Any]) -> dict[str, Any]:
+    results = {}
+    for method in methods:
+        one = bench.merge(method)
+        before = small[method.name]["peak_rss_mb"]
+        say(f"four times as large, {method.name}: {one.peak_rss_mb:.0f} MB, {one.wall_s:.1f} s")
+        results[method.name] = {**asdict(one), "growth": round(one.peak_rss_mb / before, 3)}
+    clear(bench.out)
+    return results
+
+
+def say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def parse() -> argparse.Namespace:
+    beside = Path(sys.executable).with_name("rlmerge")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dir", type=Path, help="keep the models here (default: a temporary folder)")
+    parser.add_argument("--size", choices=make_trio.SIZES, default="1b")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--methods", nargs="+", choices=[m.name for m in METHODS], metavar="METHOD", help="only these")
+    parser.add_argument("--rlmerge", default=str(beside) if beside.exists() else "rlmerge", help="what to measure")
+    parser.add_argument("--mergekit", type=Path, metavar="VENV", help="an environment that has mergekit 0.1.5")
+    parser.add_argument("--mergekit-runs", type=int, default=1, help="runs with each of its settings")
+    parser.add_argument("--memory", action="store_true", help="peak memory on the 4b trio too (needs 36 GB of disk)")
+    parser.add_argument("--no-record", action="store_true", help="print only")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    methods = [m for m in METHODS if not arguments.methods or m.name in arguments.methods]
+    scratch = None if arguments.dir else tempfile.TemporaryDirectory(prefix="rlmerge-bench-")
+    root = arguments.dir or Path(scratch.name if scratch else "")
+    try:
+        say(f"making the {arguments.size} trio in {root}")
+        trio = make_trio.make(root / arguments.size, arguments.size)
+        bench = Bench(trio, root, arguments.rlmerge, arguments.threads)
+        result: dict[str, Any] = {
+            "size": arguments.size,
+            "parameters": make_trio.SIZES[arguments.size].parameters(),
+            "threads": arguments.threads,
+            "rounds": arguments.rounds,
+            "floor": "cat of all inputs to /dev/null, then dd bs=8M conv=fsync of both shards of one input",
+            "methods": run_rounds(bench, methods, arguments.rounds),
+        }
+        if arguments.mergekit:
+            result["mergekit"] = run_mergekit(
+                bench, methods, result["methods"], arguments.mergekit, arguments.mergekit_runs
+            )
+        clear(bench.out)
+        if arguments.memory:
+            say("making the 4b trio")
+            large = make_trio.make(root / "4b", "4b")
+            result["memory"] = run_memory(
+                Bench(large, root, arguments.rlmerge, arguments.threads), methods, result["methods"]
+            )
+        print(summary(result))
+        if not arguments.no_record:
+            print(f"\nrecord: {record.save('spine' if arguments.size == '1b' else f'spine-{arguments.size}', result)}")
+    finally:
+        if scratch:
+            scratch.cleanup()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Print what `spine.py` measured, each number beside what it must be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+RSS_LIMIT_MB = 256
+RSS_GROWTH_LIMIT = 1.10
+WARM_MB = 100  # program files may come from the disk; model files may not
+
+
+def verdict(good: bool) -> str:
+    return "ok" if good else "MISSED"
+
+
+def summary(result: dict[str, Any]) -> str:
+    lines = [*merges(result["methods"]), page_cache(result["methods"])]
+    if "mergekit" in result:
+        lines += ["", *mergekit(result["mergekit"])]
+    if "memory" in result:
+        lines += ["", *memory(result["memory"])]
+    return "\n".join(lines)
+
+
+def merges(methods: dict[str, Any]) -> list[str]:
+    head = (
+        ("inputs", 6),
+        ("wall s", 7),
+        ("floor s", 7),
+        ("ratio", 6),
+        ("limit", 5),
+        ("", 7),
+        ("cpu s", 6),
+        ("RSS MB", 6),
+    )
+    lines = [" ".join([" " * 16, *(f"{word:>{width}}" for word, width in head)])]
+    for name, r in methods.items():
+        lines.append(
+            f"{name:16} {r['inputs']:6} {r['wall_s']:7.2f} {r['floor_s']:7.2f} {r['ratio']:6.2f} {r['limit']:5.1f} "
+            f"{verdict(r['ratio'] <= r['limit']):7} {r['cpu_s']:6.2f} {r['peak_rss_mb']:6.0f} "
+            f"{verdict(r['peak_rss_mb'] <= RSS_LIMIT_MB)}"
+        )
+        other = r["ratio_to_floor_of_three"]
+        if r["inputs"] != 3 and other is not None:
+            lines.append(f"{'':16} {3:6} {'':15} {other:6.2f}       against the floor of all three models")
+    return lines
+
+
+def page_cache(methods: dict[str, Any]) -> str:
+    reads = max(run["disk_reads_mb"] for r in methods.values() for run in (*r["runs"], *r["floor_runs"]))
+    return f"page cache {'warm' if reads < WARM_MB else 'NOT WARM'}: a run read at most {reads:.0f} MB from the disk"
+
+
+def mergekit(methods: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, r in methods.items():
+        line = (
+            f"mergekit {name:16} {r['best_wall_s']:7.1f} s {r['peak_rss_mb']:6.0f} MB {r['times_slower']:6.1f} x slower"
+        )
+        if r["required"]:
+            line += f", at least {r['required']} wanted: {verdict(r['times_slower'] >= r['required'])}"
+        lines.append(line)
+    return lines
+
+
+def memory(methods: dict[str, Any]) -> list[str]:
+    return [
+        f"four times as large: {name:16} {r['peak_rss_mb']:6.0f} MB, {r['growth']:.2f} of the smaller model's: "
+        f"{verdict(r['growth'] <= RSS_GROWTH_LIMIT and r['peak_rss_mb'] <= RSS_LIMIT_MB)}"
+        for name, r in methods.items()
+    ]
