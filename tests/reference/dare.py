@@ -7,9 +7,9 @@ Yu et al., "Language models are super Mario", ICML 2024, arXiv 2311.03099:
     dare_ties    y = b + lambda m,  m = TIES' elected-sign mean of the t_i, without its trim
 
 Default density 0.5. `rescale`: "inverse_p" (the paper, default), "none", "l1", "l2" (restores that norm
-of the tensor's delta). mergekit's mode: rescale "l1" (skipped when either norm is below 1e-7), density
-1, `normalize` false for both. The masks are those of `tests.reference.mask`; experts are
-counted after those of weight 0 were left out.
+of the tensor's delta). A zero sum elects `zero_sign`, as in `tests.reference.ties`. mergekit's mode:
+rescale "l1" (skipped when either norm is below 1e-7), density 1, `normalize` false for both. The masks
+are those of `tests.reference.mask`; experts are counted after those of weight 0 were left out.
 """
 
 import numpy as np
@@ -32,7 +32,21 @@ def sparse(base, experts, name, densities, rescale, seed, compat):
     return dropped, factors
 
 
-def merge(base: c.Model, experts, elect: bool, *, weight, density, normalize, rescale, seed, dtype, compat, lam):
+def merge(
+    base: c.Model,
+    experts,
+    elect: bool,
+    *,
+    weight,
+    density,
+    normalize,
+    rescale,
+    seed,
+    dtype,
+    compat,
+    lam,
+    zero_sign="plus",
+):
     """Both variants; `elect` chooses dare_ties."""
     mergekit = compat == "mergekit"
     density = (1.0 if mergekit else 0.5) if density is None else density
@@ -59,8 +73,11 @@ def merge(base: c.Model, experts, elect: bool, *, weight, density, normalize, re
             continue
         deltas, factors = sparse(base, experts, name, densities, rescale, seed, compat)
         if elect:
+            with np.errstate(all="ignore"):
+                terms = [w * f * d for w, f, d in zip(weights, factors, deltas, strict=True)]
+            zero = ties.zero_sign_value(zero_sign, [terms])
             out[name] = ties.disjoint(
-                start, inputs, deltas, weights, factors, 1.0,
+                start, inputs, deltas, weights, factors, zero,
                 normalize=normalize, lam=lam, dtype=target, compat=compat, roundings=ties.roundings_of(rescale),
             )  # fmt: skip
         else:
@@ -84,7 +101,7 @@ def merge_linear(
 
 
 def merge_ties(
-    base, experts, *, weight=1.0, density=None, normalize=None, rescale=None, seed=0, dtype=None,
+    base, experts, *, weight=1.0, density=None, normalize=None, rescale=None, zero_sign="plus", seed=0, dtype=None,
     compat="paper", **parameters,
 ):  # fmt: skip
     """dare_ties; `parameters` takes `lambda` (default 1)."""
@@ -92,5 +109,5 @@ def merge_ties(
     assert not parameters, parameters
     return merge(
         base, experts, True, weight=weight, density=density, normalize=normalize, rescale=rescale, seed=seed,
-        dtype=dtype, compat=compat, lam=lam,
+        dtype=dtype, compat=compat, lam=lam, zero_sign=zero_sign,
     )  # fmt: skip

@@ -62,13 +62,13 @@ def round_to(value: np.ndarray, dtype: np.dtype) -> np.ndarray:
     value = np.asarray(value, np.float64)
     with np.errstate(all="ignore"):
         if dtype not in GRIDS:
-            return value.astype(dtype)  # f64 and f32: the processor rounds once
+            return np.asarray(value.astype(dtype))  # f64 and f32: the processor rounds once
         grid = GRIDS[dtype]
         _, exponent = np.frexp(value)  # |value| in [2**(exponent - 1), 2**exponent)
         last_bit = np.maximum(exponent - 1, grid.lowest) - (grid.precision - 1)
         rounded = np.ldexp(np.rint(np.ldexp(value, -last_bit)), last_bit)
         rounded = np.where(np.abs(rounded) > grid.largest, np.copysign(grid.overflow, value), rounded)
-        return rounded.astype(dtype)  # exact
+        return np.asarray(rounded).astype(dtype)  # exact
 
 
 def wide(tensor: np.ndarray) -> np.ndarray:
@@ -79,8 +79,8 @@ def wide(tensor: np.ndarray) -> np.ndarray:
 
 def bits(tensor: np.ndarray) -> np.ndarray:
     """The stored patterns as unsigned integers of the same shape."""
-    tensor = np.ascontiguousarray(tensor)
-    return tensor.view(np.dtype(f"u{tensor.dtype.itemsize}")).reshape(tensor.shape)
+    flat = np.ascontiguousarray(tensor).reshape(-1)
+    return flat.view(np.dtype(f"u{flat.dtype.itemsize}")).reshape(tensor.shape)
 
 
 def ordinal(tensor: np.ndarray) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Properties: whatever is drawn, the engine computes what the references say, and the laws hold."""
