@@ -1,0 +1,58 @@
+"""From exceptions to words, hints and exit codes."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+
+from rlmerge.cli import _signals
+from rlmerge.cli._output import drop_stdout, flush
+from rlmerge.errors import InternalError, OutputError, RlmergeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rlmerge.cli._output import Output
+
+__all__ = ["reported"]
+
+
+@contextmanager
+def reported(out: Output) -> Iterator[None]:
+    """Run a command's body; print what it raises and exit with the documented code."""
+    try:
+        yield
+        flush()
+    except typer.Exit:
+        raise
+    except KeyboardInterrupt:
+        fields = {"code": "cancelled", "exit_code": _signals.exit_code(), "message": "interrupted"}
+        out.error("interrupted; nothing was written", None, fields)
+        raise typer.Exit(_signals.exit_code()) from None
+    except RlmergeError as error:
+        raise typer.Exit(_print(error, out)) from None
+    except BrokenPipeError:
+        drop_stdout()
+        raise typer.Exit(0) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        wrapped = OutputError(f"{where}{error.strerror or error}", path=error.filename, errno=error.errno)
+        wrapped.__traceback__ = error.__traceback__
+        raise typer.Exit(_print(wrapped, out)) from None
+    except Exception as error:
+        message = f"internal error (a bug in rlmerge): {type(error).__name__}: {error}"
+        hint = "please report it with the command and what RLMERGE_DEBUG=1 prints"
+        bug = InternalError(message, hint=hint)
+        bug.__traceback__ = error.__traceback__
+        raise typer.Exit(_print(bug, out)) from None
+
+
+def _print(error: RlmergeError, out: Output) -> int:
+    if os.environ.get("RLMERGE_DEBUG", "0") not in ("", "0"):
+        out.trace("".join(traceback.format_exception(error)))
+    out.error(error.message, error.hint, error.to_dict())
+    return error.exit_code

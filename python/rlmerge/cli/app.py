@@ -1,0 +1,42 @@
+"""The console script.
+
+Nothing heavy is imported before ``main`` runs, so that ``rlmerge --version`` is quick and Ctrl-C during start-up ends
+without a traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> int:
+    """Run the command line and return its exit code."""
+    try:
+        if sys.argv[1:] in (["--version"], ["-V"]):
+            import rlmerge
+
+            sys.stdout.write(f"rlmerge {rlmerge.__version__}\n")
+            return 0
+        return _run()
+    except KeyboardInterrupt:
+        from rlmerge.cli import _signals
+
+        return _signals.exit_code()
+
+
+def _run() -> int:
+    from rlmerge.cli import _signals
+
+    _signals.handle()
+    from rlmerge.cli._output import flush
+    from rlmerge.cli._root import app
+
+    code: object = 0
+    try:
+        app(prog_name="rlmerge")
+    except SystemExit as end:
+        code = end.code
+    flush()
+    return code if isinstance(code, int) else 0 if code is None else 1
