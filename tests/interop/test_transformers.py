@@ -74,7 +74,10 @@ def test_the_tokenizer_opens(make_trio, family, tmp_path):
     output = tmp_path / "merged"
     rlmerge.merge(trio.experts, method="linear", output=output)
     tokenizer = AutoTokenizer.from_pretrained(output)
-    assert tokenizer("w17 w200 <unk>")["input_ids"] == [17, 200, 0]
+    before = AutoTokenizer.from_pretrained(trio.experts[0])
+    text = "w17 w200 <unk>"
+    assert tokenizer(text)["input_ids"] == before(text)["input_ids"]
+    assert tokenizer.get_vocab() == before.get_vocab()
     assert tokenizer.chat_template == models.tokenizer_files()["chat_template.jinja"]
     assert GenerationConfig.from_pretrained(output).eos_token_id == 2
 
