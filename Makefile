@@ -31,7 +31,7 @@ setup: $(VENV)/.built ## Make .venv with rlmerge (release build) and everything 
 python-and-rust:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
-	@command -v $(CARGO) >/dev/null || { echo "Rust is needed: install it with rustup (https://rustup.rs)" >&2; exit 1; }
+	@command -v $(CARGO) >/dev/null || { echo "Rust is needed: install it with rustup" >&2; exit 1; }
 
 $(VENV)/.installed: pyproject.toml | python-and-rust
 	$(PYTHON) -m venv $(VENV)

@@ -26,7 +26,7 @@ from typing import Any
 
 import make_trio
 import record
-from answers import check
+from answers import Folder, check
 from measure import Measurement, floor_command, measure
 from summary import summary
 
@@ -123,8 +123,8 @@ class Bench:
         command = [program, str(recipe), str(self.out), "-j", str(self.threads), "--no-copy-tokenizer"]
         offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         result = measure([*command, "--quiet", *settings], env=offline)
-        if not shards(self.out):
-            raise SystemExit(f"mergekit wrote nothing for {method.name}")
+        if Folder(self.out).tensors.keys() != Folder(self.trio["base"]).tensors.keys():
+            raise SystemExit(f"mergekit {method.name}: the tensors of the output are not those of the inputs")
         return result
 
 
@@ -215,7 +215,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rlmerge", default=str(beside) if beside.exists() else "rlmerge", help="what to measure")
     parser.add_argument("--mergekit", type=Path, metavar="VENV", help="an environment that has mergekit 0.1.5")
     parser.add_argument("--mergekit-runs", type=int, default=1, help="runs with each of its settings")
-    parser.add_argument("--memory", action="store_true", help="peak memory on the 4b trio too (needs 36 GB of disk)")
+    parser.add_argument("--memory", action="store_true", help="peak memory on the 4b trio too (needs 43 GB of disk)")
     parser.add_argument("--no-record", action="store_true", help="print only")
     return parser.parse_args()
 
