@@ -382,7 +382,7 @@ impl Error {
             Self::ModelNotFound { .. } => "check the path; `rlmerge inspect PATH` shows a model".into(),
             Self::NotACheckpoint { .. } => "give a `.safetensors` file, or a folder with `model.safetensors` or `model.safetensors.index.json`".into(),
             Self::WrongFormat { .. } => "convert it to safetensors first; rlmerge never reads pickles".into(),
-            Self::BadHeader { .. } | Self::BadIndex { .. } => "download or save the file again; it is damaged or was written by a faulty program".into(),
+            Self::BadHeader { .. } | Self::BadIndex { .. } | Self::BadConfig { .. } => "download or save the file again; it is damaged or was written by a faulty program".into(),
             Self::Quantised { .. } => "merge the unquantised checkpoints, then quantise the result".into(),
             Self::InputChanged { .. } => "wait until nothing writes to the inputs, then run the same command again".into(),
             Self::ModelsDoNotFit { .. } => "`rlmerge inspect MODEL` lists the tensors of a model; merge models of one family and one vocabulary".into(),

@@ -2,4 +2,5 @@
 #![deny(unsafe_code)]
 pub mod dtype;
 pub mod error;
+pub mod shard;
 pub mod writer;

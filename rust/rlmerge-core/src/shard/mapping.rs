@@ -1,0 +1,133 @@
+//! A file mapped read-only, and the advice to the operating system that keeps resident memory
+//! bounded while it is read.
+#![allow(
+    unsafe_code,
+    reason = "mapping a file and dropping its pages are unsafe by nature; nothing else here is"
+)]
+
+use std::fs::File;
+
+use memmap2::{Advice, Mmap, UncheckedAdvice};
+
+/// A whole file, mapped read-only.
+///
+/// Whoever truncates the file under the mapping makes the next read of the lost pages a SIGBUS; use
+/// [`populate`](Self::populate) to find out without one.
+#[derive(Debug)]
+pub struct Mapping {
+    /// `None` for an empty file: the system refuses to map nothing.
+    map: Option<Mmap>,
+}
+
+impl Mapping {
+    /// Maps the whole of `file` and says that it will be read in order. Reads nothing.
+    pub(super) fn new(file: &File) -> std::io::Result<Self> {
+        if file.metadata()?.len() == 0 {
+            return Ok(Self { map: None });
+        }
+        // SAFETY: the mapping is read-only. A `&[u8]` into it assumes that nobody writes to the file
+        // meanwhile, which no process can enforce: `Shard::verify_unchanged` finds such writers before
+        // anything is published, and no decision is ever taken twice on the same bytes (headers are
+        // parsed from owned copies), so other bytes give other numbers and nothing worse.
+        let map = unsafe { Mmap::map(file)? };
+        // Advice only: a file system may not care, and reading works all the same.
+        let _ = map.advise(Advice::Sequential);
+        Ok(Self { map: Some(map) })
+    }
+
+    /// Length of the mapping in bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.map.as_ref().map_or(0, |m| m.len() as u64)
+    }
+
+    /// Whether the file was empty.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes from offset `begin` to `end` of the file.
+    ///
+    /// # Panics
+    /// If the range is not inside the file as it was when it was mapped: headers are checked against
+    /// the file's size, so that is a bug.
+    #[must_use]
+    pub fn bytes(&self, begin: u64, end: u64) -> &[u8] {
+        assert!(begin <= end && end <= self.len(), "bytes {begin}..{end} of a mapping of {}", self.len());
+        self.map.as_ref().map_or(&[], |m| &m[begin as usize..end as usize])
+    }
+
+    /// Gives the pages that hold `begin..end` back to the system, the ones at both edges too: whoever
+    /// still reads a neighbouring tile only faults them in again from the page cache.
+    pub fn release(&self, begin: u64, end: u64) {
+        if let Some((map, begin, len)) = self.clipped(begin, end) {
+            // SAFETY: the mapping is file-backed and read-only, so its dropped pages come back with the
+            // file's contents at the next access: no byte that a `&[u8]` shows changes.
+            let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, begin, len) };
+        }
+    }
+
+    /// Asks the system to read `begin..end` ahead of use.
+    pub fn prefetch(&self, begin: u64, end: u64) {
+        if let Some((map, begin, len)) = self.clipped(begin, end) {
+            let _ = map.advise_range(Advice::WillNeed, begin, len);
+        }
+    }
+
+    /// Reads `begin..end` into memory now. `false` when the file no longer holds the whole range, when
+    /// it cannot be read, or when the system (Linux before 5.14) has no such call.
+    #[must_use]
+    pub fn populate(&self, begin: u64, end: u64) -> bool {
+        match self.clipped(begin, end) {
+            Some((map, begin, len)) => map.advise_range(Advice::PopulateRead, begin, len).is_ok(),
+            None => true,
+        }
+    }
+
+    /// The part of a range that lies in the file, as offset and length; `None` when that is nothing.
+    fn clipped(&self, begin: u64, end: u64) -> Option<(&Mmap, usize, usize)> {
+        let end = end.min(self.len());
+        let map = self.map.as_ref().filter(|_| begin < end)?;
+        Some((map, begin as usize, (end - begin) as usize))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    fn mapped(contents: &[u8]) -> (tempfile::NamedTempFile, Mapping) {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(contents).unwrap();
+        let mapping = Mapping::new(file.as_file()).unwrap();
+        (file, mapping)
+    }
+
+    #[test]
+    fn an_empty_file_maps_to_no_bytes() {
+        let (_file, mapping) = mapped(b"");
+        assert!(mapping.is_empty() && mapping.bytes(0, 0).is_empty() && mapping.populate(0, 0));
+        mapping.release(0, 1);
+        mapping.prefetch(0, u64::MAX);
+    }
+
+    #[test]
+    fn released_pages_come_back() {
+        let contents: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();
+        let (_file, mapping) = mapped(&contents);
+        mapping.prefetch(5_000, u64::MAX);
+        assert!(mapping.populate(1, 99_999) && mapping.populate(100_000, 200_000));
+        mapping.release(4_097, 99_999);
+        mapping.release(50_000, 10);
+        assert!(mapping.bytes(0, 100_000) == contents && mapping.bytes(7, 7).is_empty());
+    }
+
+    #[test]
+    fn a_truncated_file_cannot_be_populated() {
+        let (file, mapping) = mapped(&[1; 100_000]);
+        file.as_file().set_len(10).unwrap();
+        assert!(!mapping.populate(50_000, 60_000) && mapping.populate(0, 10));
+    }
+}

@@ -1,0 +1,27 @@
+//! Reading checkpoints: headers and indexes are parsed strictly, tensor bytes are mapped.
+//!
+//! Everything in a model is hostile here: header, index, configuration, names and the kind of file
+//! behind a path. Metadata is parsed from owned copies, never from the mapping, and opening a
+//! checkpoint touches no tensor byte.
+
+mod checkpoint;
+mod config;
+mod entry;
+mod folder;
+mod header;
+mod index;
+mod inspect;
+mod mapping;
+mod quantised;
+mod sniff;
+mod source;
+mod strict;
+
+pub use checkpoint::{Checkpoint, Kind, Tensor};
+pub use config::ConfigFacts;
+pub use header::{Header, HeaderTensor, MAX_HEADER_BYTES, MAX_RANK, MAX_TENSORS, read_header};
+pub use index::{Index, read_index};
+pub use inspect::inspect;
+pub use mapping::Mapping;
+pub use quantised::quantised;
+pub use source::{FileIdentity, Shard};

@@ -1,0 +1,216 @@
+//! Opening files of a model, and noticing when they change.
+
+use std::collections::BTreeMap;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::Read as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::header::{HeaderTensor, read_header};
+use super::mapping::Mapping;
+use crate::error::{Error, Result, escape};
+
+/// What tells whether a file is still the same, from `fstat`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct FileIdentity {
+    /// Device.
+    #[serde(skip)]
+    pub dev: u64,
+    /// Inode; with the device it says which file this is, whatever its path.
+    #[serde(rename = "inode")]
+    pub ino: u64,
+    /// Length in bytes.
+    #[serde(rename = "bytes")]
+    pub size: u64,
+    /// Time of the last change of contents, in nanoseconds since 1970.
+    pub mtime_ns: i64,
+    /// Time of the last change of contents or attributes, in nanoseconds since 1970.
+    #[serde(skip)]
+    pub ctime_ns: i64,
+    /// Number of names that the file has.
+    #[serde(skip)]
+    pub links: u64,
+}
+
+impl FileIdentity {
+    fn of(metadata: &Metadata) -> Self {
+        let ns = |seconds: i64, ns: i64| seconds.saturating_mul(1_000_000_000).saturating_add(ns);
+        Self {
+            dev: metadata.dev(),
+            ino: metadata.ino(),
+            size: metadata.len(),
+            mtime_ns: ns(metadata.mtime(), metadata.mtime_nsec()),
+            ctime_ns: ns(metadata.ctime(), metadata.ctime_nsec()),
+            links: metadata.nlink(),
+        }
+    }
+
+    /// What `now` says that has changed, in words.
+    fn difference(&self, now: &Self) -> Option<String> {
+        if now.size != self.size {
+            let verb = if now.size < self.size { "shrank" } else { "grew" };
+            return Some(format!("{verb} from {} to {} bytes", self.size, now.size));
+        }
+        if now.mtime_ns != self.mtime_ns {
+            return Some("modification time".into());
+        }
+        // Deleting the file or renaming another one over it changes the time too, but takes a name
+        // away; the bytes that we hold open stay what they were.
+        if now.ctime_ns != self.ctime_ns && now.links == self.links {
+            return Some("status change time".into());
+        }
+        None
+    }
+}
+
+/// One file of a checkpoint, held open and mapped.
+#[derive(Debug)]
+pub struct Shard {
+    /// Path by which it was opened.
+    pub path: PathBuf,
+    /// File name.
+    pub name: String,
+    /// The file as it was when it was opened.
+    pub identity: FileIdentity,
+    /// Offset of the first tensor byte.
+    pub data_start: u64,
+    /// BLAKE3 of prefix and header, in hex.
+    pub header_blake3: String,
+    /// `__metadata__` of the header.
+    pub metadata: Option<BTreeMap<String, String>>,
+    file: File,
+    mapping: Mapping,
+}
+
+impl Shard {
+    /// Opens and maps a file and parses its header. Gives the shard, its tensors and its warnings.
+    pub(super) fn open(path: &Path) -> Result<(Self, Vec<HeaderTensor>, Vec<String>)> {
+        let (file, identity) = open_regular(path)?;
+        let header = read_header(&file, path, identity.size)?;
+        let mapping = Mapping::new(&file).map_err(|e| Error::io(path, "mapping", e))?;
+        if mapping.len() != identity.size {
+            let message = format!("from {} to {} bytes", identity.size, mapping.len());
+            return Err(Error::InputChanged { path: path.to_path_buf(), message });
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let shard = Self {
+            path: path.to_path_buf(),
+            name,
+            identity,
+            data_start: header.data_start,
+            header_blake3: header.blake3,
+            metadata: header.metadata,
+            file,
+            mapping,
+        };
+        Ok((shard, header.tensors, header.warnings))
+    }
+
+    /// The bytes from offset `begin` to `end` of the file.
+    ///
+    /// # Panics
+    /// If the range is not inside the file; offsets of [`Tensor`](super::Tensor)s always are.
+    #[must_use]
+    pub fn bytes(&self, begin: u64, end: u64) -> &[u8] {
+        self.mapping.bytes(begin, end)
+    }
+
+    /// See [`Mapping::release`].
+    pub fn release(&self, begin: u64, end: u64) {
+        self.mapping.release(begin, end);
+    }
+
+    /// See [`Mapping::prefetch`].
+    pub fn prefetch(&self, begin: u64, end: u64) {
+        self.mapping.prefetch(begin, end);
+    }
+
+    /// See [`Mapping::populate`].
+    #[must_use]
+    pub fn populate(&self, begin: u64, end: u64) -> bool {
+        self.mapping.populate(begin, end)
+    }
+
+    /// Whether the file is still what it was when it was opened. Replacing it by a rename or deleting
+    /// it is no change: the open file lives on.
+    ///
+    /// # Errors
+    /// [`Error::InputChanged`] with what changed.
+    pub fn verify_unchanged(&self) -> Result<()> {
+        let now = self.file.metadata().map_err(|e| Error::io(&self.path, "looking at the file", e))?;
+        match self.identity.difference(&FileIdentity::of(&now)) {
+            Some(message) => Err(Error::InputChanged { path: self.path.clone(), message }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Opens a regular file, and nothing else: looks first, never blocks, and looks again at what it got.
+pub(super) fn open_regular(path: &Path) -> Result<(File, FileIdentity)> {
+    regular(path, &look(path)?)?;
+    let flags = libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(path)
+        .map_err(|e| Error::io(path, "opening", e))?;
+    let metadata = file.metadata().map_err(|e| Error::io(path, "looking at the file", e))?;
+    regular(path, &metadata)?;
+    Ok((file, FileIdentity::of(&metadata)))
+}
+
+/// `stat` with an answer for the ways in which there can be nothing to look at.
+pub(super) fn look(path: &Path) -> Result<Metadata> {
+    std::fs::metadata(path).map_err(|e| {
+        let odd = |message: String| Error::NotACheckpoint { path: path.to_path_buf(), message };
+        if e.raw_os_error() == Some(libc::ELOOP) {
+            return odd("a symbolic link that leads back to itself".into());
+        }
+        match e.kind() {
+            std::io::ErrorKind::NotFound => match std::fs::read_link(path) {
+                Ok(target) => odd(format!(
+                    "a symbolic link to `{}`, where nothing is",
+                    escape(&target.to_string_lossy())
+                )),
+                Err(_) => Error::ModelNotFound { path: path.to_path_buf() },
+            },
+            std::io::ErrorKind::NotADirectory | std::io::ErrorKind::InvalidInput => {
+                Error::ModelNotFound { path: path.to_path_buf() }
+            }
+            _ => Error::io(path, "looking at the path", e),
+        }
+    })
+}
+
+fn regular(path: &Path, metadata: &Metadata) -> Result<()> {
+    let kind = metadata.file_type();
+    let what = match () {
+        () if kind.is_file() => return Ok(()),
+        () if kind.is_dir() => "a folder",
+        () if kind.is_fifo() => "a named pipe (FIFO)",
+        () if kind.is_socket() => "a socket",
+        () => "a device",
+    };
+    Err(Error::NotACheckpoint { path: path.to_path_buf(), message: format!("{what}, not a file") })
+}
+
+/// The contents of a small file of at most `limit` bytes. `bad` makes the error for what is not a
+/// regular file or too long.
+pub(super) fn read_bounded(path: &Path, limit: u64, bad: impl Fn(String) -> Error) -> Result<Vec<u8>> {
+    let (file, identity) = open_regular(path).map_err(|e| match e {
+        Error::NotACheckpoint { message, .. } => bad(message),
+        other => other,
+    })?;
+    let over = |size: String| bad(format!("{size}, over the limit of {limit} bytes"));
+    if identity.size > limit {
+        return Err(over(format!("{} bytes long", identity.size)));
+    }
+    let mut contents = Vec::new();
+    file.take(limit + 1).read_to_end(&mut contents).map_err(|e| Error::io(path, "reading", e))?;
+    if contents.len() as u64 > limit {
+        return Err(over("growing".into()));
+    }
+    Ok(contents)
+}
