@@ -1,0 +1,166 @@
+//! What a method does with a tensor, in the three steps of every method: scan (chunks into an
+//! accumulator), learn (accumulator into the parameters of the next step), apply (chunks into chunks).
+
+use crate::error::Result;
+use crate::kernel::lanes::{self, Lanes};
+use crate::kernel::select::Tally;
+use crate::kernel::values::Values;
+use crate::kernel::{CHUNK, Level};
+
+/// One chunk of a tensor in all models that the program reads, in the program's order.
+pub struct Chunk<'a> {
+    /// SIMD level.
+    pub level: Level,
+    /// Index in the tensor of the first element.
+    pub first: u64,
+    /// Number of elements.
+    pub len: usize,
+    /// The decoded models.
+    pub values: &'a [Values],
+    /// Scratch space.
+    pub scratch: &'a mut Scratch,
+}
+
+/// Buffers of one worker, each of chunk size.
+pub struct Scratch {
+    /// One for each model that the program reads.
+    pub deltas: Vec<Vec<f64>>,
+    /// Sum over experts.
+    pub total: Vec<f64>,
+    /// Divisor of each element.
+    pub divisor: Vec<f64>,
+    /// The result.
+    pub out: Vec<f64>,
+    /// Bins of a selection.
+    pub positions: Vec<u32>,
+}
+
+impl Scratch {
+    /// Buffers for a program that reads `models` models.
+    pub fn new(models: usize) -> Self {
+        let buffer = || vec![0.0; CHUNK];
+        Self {
+            deltas: (0..models).map(|_| buffer()).collect(),
+            total: buffer(),
+            divisor: buffer(),
+            out: buffer(),
+            positions: vec![0; CHUNK],
+        }
+    }
+}
+
+/// What one worker gathers during a scan. A job uses the parts it needs.
+#[derive(Default)]
+pub struct Partial {
+    /// Counters of selections.
+    pub tallies: Vec<Tally>,
+    /// Running sums of the tile in work.
+    pub lanes: Vec<Lanes>,
+    /// Sum of signs.
+    pub votes: i64,
+    sums: Vec<(u64, Vec<f64>)>,
+}
+
+impl Partial {
+    /// An accumulator of counters, one for each selection.
+    pub fn with_tallies(tallies: Vec<Tally>) -> Self {
+        Self { tallies, ..Self::default() }
+    }
+
+    /// An accumulator of so many sums.
+    pub fn with_lanes(count: usize) -> Self {
+        Self { lanes: vec![Lanes::default(); count], ..Self::default() }
+    }
+
+    /// Ends a tile: its sums are kept under its ordinal.
+    pub fn close_tile(&mut self, ordinal: u64) {
+        if !self.lanes.is_empty() {
+            self.sums.push((ordinal, self.lanes.iter().map(lanes::total).collect()));
+            self.lanes.fill(Lanes::default());
+        }
+    }
+
+    /// Adds what another worker gathered.
+    pub fn merge(&mut self, other: Self) {
+        for (a, b) in self.tallies.iter_mut().zip(&other.tallies) {
+            a.merge(b);
+        }
+        self.votes += other.votes;
+        self.sums.extend(other.sums);
+    }
+
+    /// The sums over all tiles, added in tile order so that they do not depend on who scanned what.
+    pub fn sums(mut self) -> Vec<f64> {
+        self.sums.sort_unstable_by_key(|(ordinal, _)| *ordinal);
+        let mut totals = vec![0.0; self.lanes.len()];
+        for (_, sums) in &self.sums {
+            for (t, s) in totals.iter_mut().zip(sums) {
+                *t += s;
+            }
+        }
+        totals
+    }
+}
+
+/// Which of the elements at a threshold a tile keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ties {
+    /// All.
+    All,
+    /// None.
+    None,
+    /// The first so many.
+    First(u64),
+}
+
+/// A method at work on one tensor, or on the whole model.
+pub trait Job: Send + Sync {
+    /// Whether a sample of values would help the scans.
+    fn wants_sample(&self) -> bool {
+        false
+    }
+
+    /// Takes a chunk of the sample.
+    fn sample(&mut self, _chunk: &mut Chunk<'_>) {}
+
+    /// Ends the sample, out of `population` elements.
+    fn end_sample(&mut self, _population: u64) {}
+
+    /// Whether something has still to be learnt.
+    fn needs_scan(&self) -> bool {
+        false
+    }
+
+    /// An empty accumulator for the next scan.
+    fn partial(&self) -> Partial {
+        Partial::default()
+    }
+
+    /// Gathers from a chunk.
+    fn scan(&self, _chunk: &mut Chunk<'_>, _partial: &mut Partial) {}
+
+    /// Learns from a whole scan. `tensor` names the scope in errors.
+    ///
+    /// # Errors
+    /// When what was gathered has no value.
+    fn learn(&mut self, _partial: Partial, _tensor: &str) -> Result<()> {
+        Ok(())
+    }
+
+    /// Number of selections whose ties are kept in order, over the whole scope.
+    fn ordered_ties(&self) -> usize {
+        0
+    }
+
+    /// Adds the ties of a chunk to the counts of its tile.
+    fn count_ties(&self, _chunk: &mut Chunk<'_>, _counts: &mut [u64]) {}
+
+    /// What a tile with these ties, after so many in earlier tiles, keeps.
+    fn share_ties(&self, _before: &[u64], _counts: &[u64]) -> Vec<Ties> {
+        Vec::new()
+    }
+
+    /// Computes `scratch.out`, and adds the squares that the report wants to `squares`: of each model's
+    /// delta, or of its values where there is no base.
+    fn apply(&self, chunk: &mut Chunk<'_>, ties: &mut [Ties], squares: &mut [Lanes]);
+}

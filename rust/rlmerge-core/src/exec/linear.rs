@@ -1,0 +1,31 @@
+//! Weighted sums of models: `linear`, `passthrough` with a scale, and changes of dtype.
+
+use super::job::{Chunk, Job, Ties};
+use crate::kernel::combine;
+use crate::kernel::lanes::Lanes;
+
+/// `Σ wᵢ θᵢ / divisor`.
+pub struct Linear {
+    /// Weight of each model.
+    pub weights: Vec<f64>,
+    /// The divisor.
+    pub divisor: f64,
+}
+
+impl Job for Linear {
+    fn apply(&self, chunk: &mut Chunk<'_>, _ties: &mut [Ties], squares: &mut [Lanes]) {
+        let out = &mut chunk.scratch.out[..chunk.len];
+        for (at, ((values, weight), sums)) in chunk.values.iter().zip(&self.weights).zip(squares).enumerate()
+        {
+            if at == 0 {
+                values.weigh(chunk.level, *weight, out);
+            } else {
+                values.add_weighed(chunk.level, *weight, out);
+            }
+            values.add_squares(chunk.level, sums);
+        }
+        if self.divisor != 1.0 {
+            combine::divide_by(chunk.level, out, self.divisor);
+        }
+    }
+}

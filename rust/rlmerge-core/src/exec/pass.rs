@@ -1,0 +1,123 @@
+//! One pass over a run of tiles: workers of a private pool take tiles in order and stop together at
+//! the first error or when asked to.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::observer::Observer;
+use super::tile::Work;
+use crate::error::{Error, Result};
+use crate::plan::MergePlan;
+
+/// The pool and the workers' buffers.
+pub struct Workers {
+    pool: rayon::ThreadPool,
+    works: Vec<Mutex<Work>>,
+}
+
+/// A tile: its ordinal in the whole output, its tensor, and its index in the tensor.
+#[derive(Debug, Clone, Copy)]
+pub struct TileId {
+    /// Ordinal in the whole output.
+    pub ordinal: u64,
+    /// Index of the tensor.
+    pub tensor: usize,
+    /// Index in the tensor.
+    pub index: u64,
+}
+
+/// Ordinals of the first tile of each tensor, and one past the last tile.
+pub struct TileMap {
+    starts: Vec<u64>,
+}
+
+impl TileMap {
+    /// The tiles of a plan.
+    pub fn new(plan: &MergePlan) -> Self {
+        let mut starts = vec![0];
+        let mut next = 0;
+        for tensor in &plan.tensors {
+            next += tensor.tiles();
+            starts.push(next);
+        }
+        Self { starts }
+    }
+
+    /// Ordinals of the tiles of a run of tensors.
+    pub fn tiles(&self, tensors: Range<usize>) -> Range<u64> {
+        self.starts[tensors.start]..self.starts[tensors.end]
+    }
+
+    /// The tile with this ordinal.
+    pub fn find(&self, ordinal: u64) -> TileId {
+        let tensor = self.starts.partition_point(|s| *s <= ordinal) - 1;
+        TileId { ordinal, tensor, index: ordinal - self.starts[tensor] }
+    }
+}
+
+impl Workers {
+    /// Starts `threads` workers, each with its buffers.
+    pub fn start(threads: usize, work: impl Fn() -> Work) -> Result<Self> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("rlmerge-{i}"))
+            .build()
+            .map_err(|e| Error::Threads { threads, message: e.to_string() })?;
+        Ok(Self { works: (0..threads).map(|_| Mutex::new(work())).collect(), pool })
+    }
+
+    /// Number of workers.
+    pub fn count(&self) -> u64 {
+        self.works.len() as u64
+    }
+
+    /// Does something with the buffers of one worker, on the calling thread.
+    pub fn alone<R>(&self, action: impl FnOnce(&mut Work) -> R) -> R {
+        action(&mut self.works[0].lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Calls `each` for every tile of the range, and gives what `begin` and `each` made of every worker.
+    pub fn run<A: Send>(
+        &self,
+        map: &TileMap,
+        tiles: Range<u64>,
+        observer: &Observer,
+        begin: impl Fn() -> A + Sync,
+        each: impl Fn(&mut Work, &mut A, TileId, &dyn Fn() -> bool) -> Result<()> + Sync,
+    ) -> Result<Vec<A>> {
+        let next = AtomicU64::new(tiles.start);
+        let failed = AtomicBool::new(false);
+        let given_up = || observer.is_cancelled() || failed.load(Ordering::Relaxed);
+        let results = self.pool.broadcast(|context| {
+            let mut work = self.works[context.index()].lock().unwrap_or_else(PoisonError::into_inner);
+            let mut gathered = begin();
+            loop {
+                if given_up() {
+                    return Err(Error::Cancelled);
+                }
+                let ordinal = next.fetch_add(1, Ordering::Relaxed);
+                if ordinal >= tiles.end {
+                    return Ok(gathered);
+                }
+                if let Err(error) = each(&mut work, &mut gathered, map.find(ordinal), &given_up) {
+                    failed.store(true, Ordering::Relaxed);
+                    return Err(error);
+                }
+            }
+        });
+        let mut gathered = Vec::with_capacity(results.len());
+        let mut first_error = None;
+        for result in results {
+            match result {
+                Ok(a) => gathered.push(a),
+                // A worker that stopped because another failed reports `Cancelled`: the cause counts.
+                Err(error) if first_error.is_none() || matches!(first_error, Some(Error::Cancelled)) => {
+                    first_error = Some(error);
+                }
+                Err(_) => {}
+            }
+        }
+        first_error.map_or(Ok(gathered), Err)
+    }
+}

@@ -1,0 +1,113 @@
+//! Statistics of tensors, gathered tile by tile and summed in tile order.
+
+use std::sync::{Mutex, PoisonError};
+
+use blake3::hazmat::ChainingValue;
+
+use super::digest;
+use crate::plan::{MergePlan, PlannedTensor};
+use crate::report::{NonFiniteCounts, Norm, TensorReport, Totals};
+
+/// What is known of one tile after it was written.
+#[derive(Debug, Clone)]
+pub struct TileStats {
+    /// Chaining value in the tensor's BLAKE3; unused for tensors of one tile.
+    pub chaining: ChainingValue,
+    /// BLAKE3 of the whole tensor, for tensors of one tile.
+    pub whole: Option<String>,
+    /// Squared norm of the output; `None` without arithmetic.
+    pub square: Option<f64>,
+    /// Squared norm for each model that was read: of its delta, or of its values without a base.
+    pub squares: Vec<f64>,
+    /// Non-finite values of each model that was read.
+    pub non_finite_inputs: Vec<u64>,
+    /// Non-finite values of the output.
+    pub non_finite: u64,
+    /// Index in the tensor of the first one.
+    pub first_non_finite: Option<u64>,
+    /// Whether the tile was copied.
+    pub copied: bool,
+}
+
+/// Statistics of all tensors. A tensor's tiles are kept only until the last one has come.
+pub struct Statistics {
+    open: Vec<Mutex<Vec<Option<TileStats>>>>,
+    done: Vec<Mutex<Option<TensorReport>>>,
+    totals: Mutex<Totals>,
+}
+
+impl Statistics {
+    /// For the tensors of a plan.
+    pub fn new(plan: &MergePlan) -> Self {
+        Self {
+            open: plan.tensors.iter().map(|_| Mutex::new(Vec::new())).collect(),
+            done: plan.tensors.iter().map(|_| Mutex::new(None)).collect(),
+            totals: Mutex::new(Totals { tensors: plan.tensors.len() as u64, ..Totals::default() }),
+        }
+    }
+
+    /// Adds a tile; true when it was the tensor's last.
+    pub fn add(&self, plan: &MergePlan, tensor: usize, tile: u64, stats: TileStats) -> bool {
+        let planned = &plan.tensors[tensor];
+        let tiles = {
+            let mut open = self.open[tensor].lock().unwrap_or_else(PoisonError::into_inner);
+            if open.is_empty() {
+                open.resize(planned.tiles() as usize, None);
+            }
+            open[tile as usize] = Some(stats);
+            if open.iter().rev().any(Option::is_none) {
+                return false;
+            }
+            std::mem::take(&mut *open)
+        };
+        let tiles: Vec<TileStats> = tiles.into_iter().flatten().collect();
+        let report = summarise(plan, planned, &tiles);
+        let copied = tiles.iter().filter(|t| t.copied).count() as u64;
+        let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
+        totals.tiles += tiles.len() as u64;
+        totals.tiles_copied += copied;
+        totals.tensors_copied += u64::from(report.action == "copied");
+        totals.non_finite_inputs += report.non_finite.inputs.iter().sum::<u64>();
+        totals.non_finite_output += report.non_finite.output;
+        *self.done[tensor].lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
+        true
+    }
+
+    /// Reports of all tensors, in the order of the plan, and their sums.
+    pub fn finish(self) -> (Vec<TensorReport>, Totals) {
+        let reports =
+            self.done.into_iter().filter_map(|d| d.into_inner().unwrap_or_else(PoisonError::into_inner));
+        (reports.collect(), self.totals.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn summarise(plan: &MergePlan, tensor: &PlannedTensor, tiles: &[TileStats]) -> TensorReport {
+    let read = plan.read_models(tensor);
+    let sum = |of: &dyn Fn(&TileStats) -> f64| tiles.iter().map(of).sum::<f64>();
+    let norm = tiles[0].square.map(|_| Norm(sum(&|t| t.square.unwrap_or(0.0)).sqrt()));
+    let first_expert = usize::from(plan.base.is_some());
+    let expert_norm = |model: usize| {
+        let at = read.iter().position(|m| *m == model)?;
+        norm.filter(|_| tiles[0].squares.len() > at).map(|_| Norm(sum(&|t| t.squares[at]).sqrt()))
+    };
+    let inputs = (0..plan.models.len()).map(|model| {
+        let at = read.iter().position(|m| *m == model);
+        at.map_or(0, |at| tiles.iter().map(|t| t.non_finite_inputs.get(at).copied().unwrap_or(0)).sum())
+    });
+    let chaining: Vec<ChainingValue> = tiles.iter().map(|t| t.chaining).collect();
+    TensorReport {
+        name: tensor.name.clone(),
+        dtype: tensor.dtype,
+        shape: tensor.shape.clone(),
+        shard: plan.layout.shards[tensor.shard].name.clone(),
+        action: if tiles.iter().all(|t| t.copied) { "copied" } else { "computed" },
+        blake3: tiles[0].whole.clone().unwrap_or_else(|| digest::combine(&chaining)),
+        norm,
+        expert_norms: (first_expert..plan.models.len()).map(expert_norm).collect(),
+        non_finite: NonFiniteCounts {
+            inputs: inputs.collect(),
+            output: tiles.iter().map(|t| t.non_finite).sum(),
+            first: tiles.iter().find_map(|t| t.first_non_finite),
+        },
+    }
+}

@@ -1,0 +1,315 @@
+//! One tile: its bytes in all models in, its bytes of the output and its statistics out.
+
+use super::digest;
+use super::job::{Chunk, Job, Partial, Scratch, Ties};
+use super::pass::TileId;
+use super::stats::TileStats;
+use super::turnstile::Turnstile;
+use crate::error::{Error, Result};
+use crate::kernel::lanes::{self, Lanes};
+use crate::kernel::values::Values;
+use crate::kernel::{CHUNK, Level, convert};
+use crate::plan::{Action, MergePlan, PlannedTensor, TILE_BYTES, TILE_ELEMENTS};
+use crate::shard::Checkpoint;
+
+/// Buffers of one worker.
+pub struct Work {
+    level: Level,
+    values: Vec<Values>,
+    written: Values,
+    scratch: Scratch,
+    squares: Vec<Lanes>,
+    bytes: Vec<u8>,
+}
+
+impl Work {
+    /// Buffers for a program that reads `models` models.
+    pub fn new(level: Level, models: usize) -> Self {
+        Self {
+            level,
+            values: (0..models).map(|_| Values::default()).collect(),
+            written: Values::default(),
+            scratch: Scratch::new(models),
+            squares: vec![Lanes::default(); models],
+            bytes: Vec::new(),
+        }
+    }
+}
+
+/// A tensor with arithmetic, or a part of it, in the models that the program reads.
+pub struct Slice<'a> {
+    /// The plan of the tensor.
+    pub tensor: &'a PlannedTensor,
+    models: Vec<(&'a Checkpoint, usize)>,
+    first: u64,
+    len: u64,
+}
+
+impl<'a> Slice<'a> {
+    /// Elements `first..first + len` of a tensor.
+    pub fn new(plan: &'a MergePlan, models: &'a [Checkpoint], tensor: usize, first: u64, len: u64) -> Self {
+        let tensor = &plan.tensors[tensor];
+        let read = plan.read_models(tensor);
+        Self { tensor, models: read.into_iter().map(|m| (&models[m], m)).collect(), first, len }
+    }
+
+    /// The elements of a tile; for tensors that are compared, its bytes.
+    pub fn tile(plan: &'a MergePlan, models: &'a [Checkpoint], tile: TileId) -> Self {
+        let tensor = &plan.tensors[tile.tensor];
+        let (unit, total) = match tensor.action {
+            Action::Compare => (TILE_BYTES, tensor.bytes),
+            Action::Compute | Action::Copy => (TILE_ELEMENTS, tensor.elements),
+        };
+        let first = tile.index * unit;
+        Self::new(plan, models, tile.tensor, first, unit.min(total - first))
+    }
+
+    /// Range of bytes in the shard of model `at` (in the program's order).
+    fn range(&self, at: usize) -> (u64, u64) {
+        let source = &self.tensor.sources[self.models[at].1];
+        let size = match self.tensor.action {
+            Action::Compare => 1,
+            Action::Compute | Action::Copy => source.dtype.bits() / 8,
+        };
+        (source.begin + self.first * size, source.begin + (self.first + self.len) * size)
+    }
+
+    fn bytes(&self, at: usize) -> &'a [u8] {
+        let (checkpoint, model) = self.models[at];
+        let (begin, end) = self.range(at);
+        checkpoint.shards()[self.tensor.sources[model].shard].bytes(begin, end)
+    }
+
+    /// Source bytes of all models.
+    pub fn source_bytes(&self) -> u64 {
+        (0..self.models.len()).map(|at| self.range(at)).map(|(begin, end)| end - begin).sum()
+    }
+
+    /// Gives the pages back to the kernel.
+    pub fn release(&self) {
+        self.each_shard(|shard, begin, end| shard.release(begin, end));
+    }
+
+    /// Asks the kernel to read the pages ahead.
+    pub fn prefetch(&self) {
+        self.each_shard(|shard, begin, end| shard.prefetch(begin, end));
+    }
+
+    fn each_shard(&self, action: impl Fn(&crate::shard::Shard, u64, u64)) {
+        for (at, (checkpoint, model)) in self.models.iter().enumerate() {
+            let (begin, end) = self.range(at);
+            if begin < end {
+                action(&checkpoint.shards()[self.tensor.sources[*model].shard], begin, end);
+            }
+        }
+    }
+
+    /// Calls `each` with every chunk decoded.
+    pub fn for_chunks(&self, work: &mut Work, mut each: impl FnMut(&mut Chunk<'_>, &mut [Lanes])) {
+        let mut done = 0;
+        while done < self.len {
+            let len = CHUNK.min((self.len - done) as usize);
+            self.load(work, done, len);
+            let mut chunk = Chunk {
+                level: work.level,
+                first: self.first + done,
+                len,
+                values: &work.values,
+                scratch: &mut work.scratch,
+            };
+            each(&mut chunk, &mut work.squares);
+            done += len as u64;
+        }
+    }
+
+    fn load(&self, work: &mut Work, done: u64, len: usize) {
+        for (at, values) in work.values.iter_mut().enumerate().take(self.models.len()) {
+            let dtype = self.tensor.sources[self.models[at].1].dtype;
+            let size = (dtype.bits() / 8) as usize;
+            let begin = done as usize * size;
+            values.load(work.level, dtype, &self.bytes(at)[begin..begin + len * size], len, self.tensor.wide);
+        }
+    }
+
+    /// Whether the tile has the same bytes in all models, in the dtype of the output.
+    fn is_common(&self) -> bool {
+        let first = self.bytes(0);
+        self.models.iter().enumerate().all(|(at, (_, model))| {
+            self.tensor.sources[*model].dtype == self.tensor.dtype && (at == 0 || self.bytes(at) == first)
+        })
+    }
+
+    /// Scans the tile into `partial`.
+    pub fn scan(&self, work: &mut Work, job: &dyn Job, ordinal: u64, partial: &mut Partial) {
+        self.for_chunks(work, |chunk, _| job.scan(chunk, partial));
+        partial.close_tile(ordinal);
+    }
+
+    /// The bytes of the output tile and its statistics. `order` shares the ties of a selection between tiles.
+    pub fn merge<'w>(
+        &self,
+        work: &'w mut Work,
+        job: &dyn Job,
+        may_copy: bool,
+        order: &mut dyn FnMut(&[u64]) -> Result<Vec<u64>>,
+    ) -> Result<(&'w [u8], TileStats)>
+    where
+        'a: 'w,
+    {
+        // Ties are counted for copied tiles too: later tiles must know of them.
+        let ties = match job.ordered_ties() {
+            0 => Vec::new(),
+            width => {
+                let mut counts = vec![0; width];
+                self.for_chunks(work, |chunk, _| job.count_ties(chunk, &mut counts));
+                job.share_ties(&order(&counts)?, &counts)
+            }
+        };
+        if self.tensor.action == Action::Copy || (may_copy && self.is_common()) {
+            return Ok(self.copy(work));
+        }
+        Ok(self.compute(work, job, ties))
+    }
+
+    fn copy<'w>(&self, work: &mut Work) -> (&'w [u8], TileStats)
+    where
+        'a: 'w,
+    {
+        let (level, models) = (work.level, self.models.len());
+        let mut square = Lanes::default();
+        self.for_chunks(work, |chunk, _| chunk.values[0].add_squares(level, &mut square));
+        let square = lanes::total(&square);
+        let mut stats = TileStats::copied(Some(square));
+        // Without a base the norm of each model is that of the common values; with one, deltas are zero.
+        let has_base = self.tensor.action == Action::Compute && models > 1;
+        stats.squares = vec![if has_base { 0.0 } else { square }; models];
+        stats.non_finite_inputs = vec![0; models];
+        if !square.is_finite() {
+            let (count, first) = self.count_non_finite(work, 0);
+            (stats.non_finite, stats.first_non_finite) = (count, first);
+            stats.non_finite_inputs = vec![count; models];
+        }
+        (self.bytes(0), stats)
+    }
+
+    fn compute<'w>(&self, work: &'w mut Work, job: &dyn Job, mut ties: Vec<Ties>) -> (&'w [u8], TileStats) {
+        let (level, dtype) = (work.level, self.tensor.dtype);
+        let size = (dtype.bits() / 8) as usize;
+        let mut bytes = std::mem::take(&mut work.bytes);
+        let mut written = std::mem::take(&mut work.written);
+        bytes.resize(self.len as usize * size, 0);
+        work.squares.fill(Lanes::default());
+        let mut square = Lanes::default();
+        let mut done = 0;
+        self.for_chunks(work, |chunk, squares| {
+            job.apply(chunk, &mut ties, squares);
+            let out = &mut bytes[done * size..(done + chunk.len) * size];
+            convert::encode(level, dtype, &chunk.scratch.out[..chunk.len], out);
+            // Statistics are of what is stored, after rounding.
+            written.load(level, dtype, out, chunk.len, dtype == crate::dtype::DType::F64);
+            written.add_squares(level, &mut square);
+            done += chunk.len;
+        });
+        let square = lanes::total(&square);
+        let mut stats = TileStats::copied(Some(square));
+        stats.copied = false;
+        stats.squares = work.squares.iter().map(lanes::total).collect();
+        stats.non_finite_inputs = vec![0; self.models.len()];
+        if !square.is_finite() {
+            let mut at = 0;
+            for part in bytes.chunks(CHUNK * size) {
+                written.load(level, dtype, part, part.len() / size, dtype == crate::dtype::DType::F64);
+                if let (None, Some(i)) = (stats.first_non_finite, written.first_non_finite()) {
+                    stats.first_non_finite = Some(self.first + at + i as u64);
+                }
+                stats.non_finite += written.non_finite();
+                at += (part.len() / size) as u64;
+            }
+        }
+        // Finite squares of deltas mean finite inputs, so inputs are counted only when something is odd.
+        if !square.is_finite() || stats.squares.iter().any(|s| !s.is_finite()) {
+            for at in 0..self.models.len() {
+                stats.non_finite_inputs[at] = self.count_non_finite(work, at).0;
+            }
+        }
+        (work.bytes, work.written) = (bytes, written);
+        (&work.bytes, stats)
+    }
+
+    /// Number of non-finite values of model `at` and the tensor's index of the first.
+    fn count_non_finite(&self, work: &mut Work, at: usize) -> (u64, Option<u64>) {
+        let (mut count, mut first) = (0, None);
+        self.for_chunks(work, |chunk, _| {
+            count += chunk.values[at].non_finite();
+            if let (None, Some(i)) = (first, chunk.values[at].first_non_finite()) {
+                first = Some(chunk.first + i as u64);
+            }
+        });
+        (count, first)
+    }
+
+    /// The bytes of a tile without arithmetic, which must be the same in all models.
+    pub fn compare(&self) -> Result<(&'a [u8], TileStats)> {
+        let bytes = self.bytes(0);
+        for at in 1..self.models.len() {
+            let other = self.bytes(at);
+            if other != bytes {
+                let differs = bytes.iter().zip(other).position(|(a, b)| a != b).unwrap_or(0);
+                return Err(Error::OpaqueTensorsDiffer {
+                    path: self.models[at].0.path().to_path_buf(),
+                    other: self.models[0].0.path().to_path_buf(),
+                    tensor: self.tensor.name.clone(),
+                    dtype: self.tensor.dtype.name(),
+                    byte: self.first + differs as u64,
+                });
+            }
+        }
+        Ok((bytes, TileStats::copied(None)))
+    }
+
+    /// Fills in the tile's part of the tensor's BLAKE3.
+    pub fn hash(&self, bytes: &[u8], stats: &mut TileStats) {
+        if self.tensor.tiles() == 1 {
+            stats.whole = Some(blake3::hash(bytes).to_hex().to_string());
+        } else {
+            stats.chaining = digest::tile(bytes, self.output_offset());
+        }
+    }
+
+    /// Offset of the tile in the output tensor.
+    pub fn output_offset(&self) -> u64 {
+        match self.tensor.action {
+            Action::Compare => self.first,
+            Action::Compute | Action::Copy => self.first * (self.tensor.dtype.bits() / 8),
+        }
+    }
+}
+
+impl TileStats {
+    fn copied(square: Option<f64>) -> Self {
+        Self {
+            chaining: [0; 32],
+            whole: None,
+            square,
+            squares: Vec::new(),
+            non_finite_inputs: Vec::new(),
+            non_finite: 0,
+            first_non_finite: None,
+            copied: true,
+        }
+    }
+}
+
+/// Ties of a tensor of one tile: nothing comes before it.
+pub fn alone(counts: &[u64]) -> Result<Vec<u64>> {
+    Ok(vec![0; counts.len()])
+}
+
+/// Ties in the order of a turnstile.
+pub fn in_order<'t>(
+    turnstile: &'t Turnstile,
+    ordinal: u64,
+    given_up: &'t dyn Fn() -> bool,
+) -> impl FnMut(&[u64]) -> Result<Vec<u64>> + 't {
+    move |counts| turnstile.pass(ordinal, counts, given_up)
+}

@@ -1,0 +1,82 @@
+//! Sums that have the same bits at every SIMD level: element `i` of a block always goes to lane
+//! `i mod 16`, and lanes are always added in the same order.
+
+use super::level::kernel;
+
+/// Number of running sums. Sixteen f64 fill two AVX-512 or four AVX2 registers, and do not change
+/// with the level.
+pub const LANES: usize = 16;
+
+/// Running sums of one block.
+pub type Lanes = [f64; LANES];
+
+macro_rules! sums {
+    ($squares:ident, $products:ident, $ty:ty) => {
+        kernel! {
+            /// `lanes[i mod 16] += v[i]²`.
+            pub fn $squares(values: &[$ty], lanes: &mut Lanes) {
+                let (rows, tail) = values.as_chunks::<LANES>();
+                let mut sums = *lanes;
+                for row in rows {
+                    for (s, v) in sums.iter_mut().zip(row) {
+                        *s += f64::from(*v) * f64::from(*v);
+                    }
+                }
+                for (s, v) in sums.iter_mut().zip(tail) {
+                    *s += f64::from(*v) * f64::from(*v);
+                }
+                *lanes = sums;
+            }
+        }
+        kernel! {
+            /// `lanes[i mod 16] += a[i] · b[i]`.
+            pub fn $products(a: &[$ty], b: &[$ty], lanes: &mut Lanes) {
+                let ((rows_a, tail_a), (rows_b, tail_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+                let mut sums = *lanes;
+                for (row_a, row_b) in rows_a.iter().zip(rows_b) {
+                    for ((s, x), y) in sums.iter_mut().zip(row_a).zip(row_b) {
+                        *s += f64::from(*x) * f64::from(*y);
+                    }
+                }
+                for ((s, x), y) in sums.iter_mut().zip(tail_a).zip(tail_b) {
+                    *s += f64::from(*x) * f64::from(*y);
+                }
+                *lanes = sums;
+            }
+        }
+    };
+}
+
+sums!(add_squares_narrow, add_products_narrow, f32);
+sums!(add_squares_wide, add_products_wide, f64);
+
+kernel! {
+    /// `lanes[i mod 16] += |v[i]|`.
+    pub fn add_magnitudes(values: &[f64], lanes: &mut Lanes) {
+        let (rows, tail) = values.as_chunks::<LANES>();
+        let mut sums = *lanes;
+        for row in rows {
+            for (s, v) in sums.iter_mut().zip(row) {
+                *s += v.abs();
+            }
+        }
+        for (s, v) in sums.iter_mut().zip(tail) {
+            *s += v.abs();
+        }
+        *lanes = sums;
+    }
+}
+
+/// The sum of the lanes, halves folded onto each other.
+#[must_use]
+pub fn total(lanes: &Lanes) -> f64 {
+    let mut sums = *lanes;
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for i in 0..width {
+            sums[i] += sums[i + width];
+        }
+    }
+    sums[0]
+}

@@ -1,0 +1,110 @@
+//! SIMD levels: every kernel is written once and compiled for each level; the level is chosen once
+//! at run time.
+//!
+//! A level changes speed only, never a bit of the result: reductions use a fixed number of lanes
+//! and no operation contracts to a fused multiply-add.
+
+/// An instruction set that this processor has. Values exist only for sets that were detected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Level(Isa);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[doc(hidden)]
+pub enum Isa {
+    Baseline,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Level {
+    /// What the compiler may assume of every processor of this architecture.
+    pub const BASELINE: Self = Self(Isa::Baseline);
+
+    /// All levels of this processor, the fastest last.
+    #[must_use]
+    pub fn available() -> Vec<Self> {
+        #[allow(unused_mut, reason = "other architectures have the baseline only")]
+        let mut levels = vec![Self::BASELINE];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if std::arch::is_x86_feature_detected!("avx2") {
+                levels.push(Self(Isa::Avx2));
+            }
+            if std::arch::is_x86_feature_detected!("avx512f")
+                && std::arch::is_x86_feature_detected!("avx512bw")
+                && std::arch::is_x86_feature_detected!("avx512dq")
+                && std::arch::is_x86_feature_detected!("avx512vl")
+            {
+                levels.push(Self(Isa::Avx512));
+            }
+        }
+        levels
+    }
+
+    /// The level to use: the fastest, or the one named by the environment variable `RLMERGE_SIMD`
+    /// (`scalar`, `avx2`, `avx512`) when this processor has it.
+    #[must_use]
+    pub fn choose() -> Self {
+        let levels = Self::available();
+        let wanted = std::env::var("RLMERGE_SIMD").unwrap_or_default();
+        let named = levels.iter().copied().find(|l| l.name() == wanted);
+        named.or_else(|| levels.last().copied()).unwrap_or(Self::BASELINE)
+    }
+
+    /// Its name in reports and in `RLMERGE_SIMD`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self.0 {
+            Isa::Baseline => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => "avx512",
+        }
+    }
+
+    #[doc(hidden)]
+    #[must_use]
+    #[inline(always)]
+    pub const fn isa(self) -> Isa {
+        self.0
+    }
+}
+
+/// Defines a kernel: a function whose body is compiled for every level and called at the level that
+/// comes first among its arguments.
+macro_rules! kernel {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments, reason = "kernels take plain slices and numbers")]
+        $vis fn $name(level: $crate::kernel::Level, $($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            #[allow(clippy::too_many_arguments, reason = "kernels take plain slices and numbers")]
+            fn body($($arg: $ty),*) $(-> $ret)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2")]
+            #[allow(clippy::too_many_arguments, reason = "kernels take plain slices and numbers")]
+            fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+            #[allow(clippy::too_many_arguments, reason = "kernels take plain slices and numbers")]
+            fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+
+            #[allow(unsafe_code, reason = "calling a function compiled for a detected instruction set")]
+            match level.isa() {
+                $crate::kernel::level::Isa::Baseline => body($($arg),*),
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: a `Level` exists only for instruction sets that were detected.
+                $crate::kernel::level::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
+                $crate::kernel::level::Isa::Avx512 => unsafe { avx512($($arg),*) },
+            }
+        }
+    };
+}
+pub(crate) use kernel;

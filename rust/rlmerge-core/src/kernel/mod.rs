@@ -1,0 +1,22 @@
+//! Arithmetic on tiles: decoding, the element-wise families of merge methods, exact selection by
+//! magnitude, random masks, and reductions.
+//!
+//! Everything works on chunks of [`CHUNK`] elements that stay in the first-level cache, one simple
+//! loop an operation, each compiled for every SIMD [`Level`]. [`naive`] holds the same operations
+//! one element at a time, as the oracle of the tests.
+
+pub mod combine;
+pub mod convert;
+pub mod lanes;
+pub mod level;
+pub mod naive;
+pub mod rng;
+pub mod select;
+pub mod slerp;
+pub mod values;
+
+pub use level::Level;
+
+/// Elements worked on at a time. A multiple of the 16 lanes of reductions and of the 64 elements
+/// that the random masks make at once.
+pub const CHUNK: usize = 1024;

@@ -1,0 +1,264 @@
+//! Exact selection of the k largest magnitudes by counting, without sorting or copying a tensor.
+//!
+//! A key is the bit pattern of `|δ|` as f64, which orders like the magnitude. A scan counts how
+//! many keys lie above a window and how they spread inside it; the window then shrinks to the bin
+//! that holds the k-th largest, until a bin is one key wide. A sample proposes the first window, so
+//! that one scan is normally enough; a bad sample costs a further scan and never a wrong answer.
+
+use super::combine::MAGNITUDE;
+use super::level::{Level, kernel};
+
+/// Low bits that are zero in the f64 bits of every value that came from an f32.
+const NARROW_GRAIN: u32 = 29;
+/// Outside the window.
+const OUTSIDE: u32 = u32::MAX;
+
+/// The k-th largest magnitude and its ties.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut {
+    /// Bits of the threshold magnitude.
+    pub threshold: u64,
+    /// Number of elements at the threshold.
+    pub ties: u64,
+    /// How many of them belong to the k largest.
+    pub kept_ties: u64,
+}
+
+/// Counts of one scan.
+#[derive(Debug, Clone, Default)]
+pub struct Tally {
+    above: u64,
+    bins: Vec<u64>,
+}
+
+impl Tally {
+    /// Adds the counts of another worker.
+    pub fn merge(&mut self, other: &Self) {
+        self.above += other.above;
+        for (a, b) in self.bins.iter_mut().zip(&other.bins) {
+            *a += b;
+        }
+    }
+}
+
+/// The search for one cut.
+#[derive(Debug, Clone)]
+pub struct Selection {
+    rank: u64,
+    max_bins: usize,
+    grain: u32,
+    low: u64,
+    shift: u32,
+    bins: usize,
+    cut: Option<Cut>,
+}
+
+impl Selection {
+    /// Looks for the `rank`-th largest key (1 = the largest) with at most `max_bins` counters.
+    /// `wide` says that values carry full f64 precision.
+    #[must_use]
+    pub fn new(rank: u64, max_bins: usize, wide: bool) -> Self {
+        let grain = if wide { 0 } else { NARROW_GRAIN };
+        let mut s = Self { rank, max_bins, grain, low: 0, shift: 0, bins: 0, cut: None };
+        s.set_window(0, MAGNITUDE + 1);
+        s
+    }
+
+    /// The answer, once found.
+    #[must_use]
+    pub fn cut(&self) -> Option<Cut> {
+        self.cut
+    }
+
+    /// Narrows the first window by a sample of the values, out of `population`; the answer, if the sample
+    /// is the whole population.
+    pub fn propose(&mut self, sample: &[f64], population: u64) {
+        let mut keys: Vec<u64> = sample.iter().map(|v| v.to_bits() & MAGNITUDE).collect();
+        let len = keys.len();
+        if len as u64 == population && self.rank >= 1 && self.rank <= population {
+            let at = len - self.rank as usize;
+            let threshold = *keys.select_nth_unstable(at).1;
+            let above = keys.iter().filter(|k| **k > threshold).count() as u64;
+            let ties = keys.iter().filter(|k| **k == threshold).count() as u64;
+            self.cut = Some(Cut { threshold, ties, kept_ties: self.rank - above });
+            return;
+        }
+        if len < 256 {
+            return;
+        }
+        let share = self.rank as f64 / population as f64;
+        let expected = share * len as f64;
+        // Three and a half standard deviations of a binomial count, and some slack for rows that differ.
+        let margin = 3.5 * (expected * (1.0 - share)).max(1.0).sqrt() + len as f64 * 0.004;
+        let from_top = |rank: f64| -> Option<usize> {
+            let rank = rank.round();
+            (rank >= 0.0 && rank < len as f64).then(|| len - 1 - rank as usize)
+        };
+        let low = from_top(expected + margin).map_or(0, |at| *keys.select_nth_unstable(at).1);
+        let high = from_top(expected - margin).map_or(MAGNITUDE, |at| *keys.select_nth_unstable(at).1);
+        self.set_window(low, high.saturating_add(1).min(MAGNITUDE + 1));
+    }
+
+    fn set_window(&mut self, low: u64, end: u64) {
+        self.low = (low >> self.grain) << self.grain;
+        let width = end - self.low;
+        let mut shift = self.grain;
+        while (width - 1) >> shift >= self.max_bins as u64 {
+            shift += 1;
+        }
+        self.shift = shift;
+        self.bins = ((width - 1) >> shift) as usize + 1;
+    }
+
+    /// Empty counters for the next scan.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        Tally { above: 0, bins: vec![0; self.bins] }
+    }
+
+    fn end(&self) -> u64 {
+        self.low + ((self.bins as u64) << self.shift)
+    }
+
+    /// Counts a chunk. `positions` is scratch of the chunk's length.
+    pub fn count(&self, level: Level, values: &[f64], positions: &mut [u32], tally: &mut Tally) {
+        let positions = &mut positions[..values.len()];
+        tally.above += locate(level, values, self.low, self.end(), self.shift, positions);
+        let (rows, tail) = positions.as_chunks::<8>();
+        for row in rows {
+            // Few keys fall into the window, so most groups have nothing to count.
+            if row.iter().fold(OUTSIDE, |all, p| all & p) != OUTSIDE {
+                for p in row {
+                    if let Some(bin) = tally.bins.get_mut(*p as usize) {
+                        *bin += 1;
+                    }
+                }
+            }
+        }
+        for p in tail {
+            if let Some(bin) = tally.bins.get_mut(*p as usize) {
+                *bin += 1;
+            }
+        }
+    }
+
+    /// Learns from the counts of a whole scan: the answer, or a smaller window for the next one.
+    pub fn learn(&mut self, tally: &Tally) {
+        let inside: u64 = tally.bins.iter().sum();
+        if tally.above >= self.rank {
+            return self.set_window(self.end(), MAGNITUDE + 1);
+        }
+        if tally.above + inside < self.rank {
+            return self.set_window(0, self.low);
+        }
+        let mut above = tally.above;
+        for (at, count) in tally.bins.iter().enumerate().rev() {
+            if above + count >= self.rank {
+                let threshold = self.low + ((at as u64) << self.shift);
+                if self.shift == self.grain {
+                    self.cut = Some(Cut { threshold, ties: *count, kept_ties: self.rank - above });
+                } else {
+                    self.set_window(threshold, threshold + (1 << self.shift));
+                }
+                return;
+            }
+            above += count;
+        }
+    }
+}
+
+kernel! {
+    /// Bin of each value in the window `low..end`, or `OUTSIDE`; returns how many lie above it.
+    fn locate(values: &[f64], low: u64, end: u64, shift: u32, positions: &mut [u32]) -> u64 {
+        let mut above = 0;
+        let width = end - low;
+        for (p, v) in positions.iter_mut().zip(values) {
+            let key = v.to_bits() & MAGNITUDE;
+            let offset = key.wrapping_sub(low);
+            *p = if offset < width { (offset >> shift) as u32 } else { OUTSIDE };
+            above += u64::from(key >= end);
+        }
+        above
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::CHUNK;
+
+    fn search(values: &[f64], rank: u64, bins: usize, wide: bool, sample: Option<&[f64]>) -> (Cut, usize) {
+        let mut s = Selection::new(rank, bins, wide);
+        if let Some(sample) = sample {
+            s.propose(sample, values.len() as u64);
+        }
+        let mut scans = 0;
+        while s.cut().is_none() {
+            let mut tally = s.tally();
+            for chunk in values.chunks(CHUNK) {
+                s.count(Level::choose(), chunk, &mut [0; CHUNK], &mut tally);
+            }
+            s.learn(&tally);
+            scans += 1;
+            assert!(scans < 40, "no end");
+        }
+        (s.cut().unwrap(), scans)
+    }
+
+    fn by_sorting(values: &[f64], rank: u64) -> Cut {
+        let mut keys: Vec<u64> = values.iter().map(|v| v.abs().to_bits()).collect();
+        keys.sort_unstable_by(|a, b| b.cmp(a));
+        let threshold = keys[rank as usize - 1];
+        let above = keys.iter().filter(|k| **k > threshold).count() as u64;
+        let ties = keys.iter().filter(|k| **k == threshold).count() as u64;
+        Cut { threshold, ties, kept_ties: rank - above }
+    }
+
+    fn noise(n: usize, wide: bool) -> Vec<f64> {
+        let mut state = 0x1234_5678_9abc_def0u64;
+        (0..n)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let u = (state >> 11) as f64 / (1u64 << 53) as f64 - 0.5;
+                if wide { u * u * u } else { f64::from((u * u * u) as f32) }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn finds_what_sorting_finds() {
+        for wide in [false, true] {
+            let mut values = noise(20_000, wide);
+            values[77] = 0.0;
+            values[78] = f64::from(f32::MIN_POSITIVE) / 2.0;
+            values.extend([0.25; 900]);
+            values.extend([-0.25; 100]);
+            for rank in [1, 2, 500, 4_000, 4_800, 12_345, 20_999, 21_000] {
+                let expected = by_sorting(&values, rank);
+                for bins in [16, 1024, 1 << 18] {
+                    assert_eq!(search(&values, rank, bins, wide, None).0, expected, "{wide} {rank} {bins}");
+                    let sample: Vec<f64> = values.iter().step_by(7).copied().collect();
+                    assert_eq!(search(&values, rank, bins, wide, Some(&sample)).0, expected);
+                    // A sample that misleads, and one that is everything.
+                    assert_eq!(search(&values, rank, bins, wide, Some(&[1e-30; 300])).0, expected);
+                    assert_eq!(search(&values, rank, bins, wide, Some(&[7.0; 300])).0, expected);
+                    assert_eq!(search(&values, rank, bins, wide, Some(&values)).0, expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_fair_sample_saves_all_but_one_scan() {
+        let values = noise(400_000, false);
+        let sample: Vec<f64> = values.iter().step_by(13).copied().collect();
+        assert_eq!(search(&values, 80_000, 1 << 20, false, Some(&sample)).1, 1);
+    }
+
+    #[test]
+    fn nan_counts_as_largest() {
+        let mut values = noise(1000, false);
+        values[500] = f64::NAN;
+        assert!(f64::from_bits(search(&values, 1, 1024, false, None).0.threshold).is_nan());
+    }
+}

@@ -1,0 +1,108 @@
+//! One model's decoded chunk: in f32, or in f64 when any model stores this tensor as `F64`.
+
+use super::{CHUNK, Level, combine, convert, lanes};
+use crate::dtype::DType;
+
+/// The decoded chunk of one model.
+pub struct Values {
+    narrow: Vec<f32>,
+    wide: Vec<f64>,
+    is_wide: bool,
+    len: usize,
+}
+
+impl Default for Values {
+    fn default() -> Self {
+        Self { narrow: vec![0.0; CHUNK], wide: vec![0.0; CHUNK], is_wide: false, len: 0 }
+    }
+}
+
+impl Values {
+    /// Decodes `len <= CHUNK` elements. `wide` is the same for all models of a tensor.
+    pub fn load(&mut self, level: Level, dtype: DType, bytes: &[u8], len: usize, wide: bool) {
+        (self.is_wide, self.len) = (wide, len);
+        if dtype == DType::F64 {
+            convert::decode_wide(level, bytes, &mut self.wide[..len]);
+        } else {
+            convert::decode_narrow(level, dtype, bytes, &mut self.narrow[..len]);
+            if wide {
+                convert::widen(level, &self.narrow[..len], &mut self.wide[..len]);
+            }
+        }
+    }
+
+    /// `out = self − base`, subtracted in the arithmetic of the tensor (f32 or f64).
+    pub fn delta(&self, level: Level, base: &Self, out: &mut [f64]) {
+        if self.is_wide {
+            combine::delta_wide(level, &self.wide[..self.len], &base.wide[..self.len], out);
+        } else {
+            combine::delta_narrow(level, &self.narrow[..self.len], &base.narrow[..self.len], out);
+        }
+    }
+
+    /// `out = weight · self`.
+    pub fn weigh(&self, level: Level, weight: f64, out: &mut [f64]) {
+        if self.is_wide {
+            combine::weigh_wide(level, &self.wide[..self.len], weight, out);
+        } else {
+            combine::weigh_narrow(level, &self.narrow[..self.len], weight, out);
+        }
+    }
+
+    /// `out += weight · self`.
+    pub fn add_weighed(&self, level: Level, weight: f64, out: &mut [f64]) {
+        if self.is_wide {
+            combine::add_weighed_wide(level, &self.wide[..self.len], weight, out);
+        } else {
+            combine::add_weighed_narrow(level, &self.narrow[..self.len], weight, out);
+        }
+    }
+
+    /// `change = self + factor · change` where `change` is not zero, else `self`, signed zeros included.
+    pub fn add_change(&self, level: Level, factor: f64, change: &mut [f64]) {
+        if self.is_wide {
+            combine::add_change_wide(level, &self.wide[..self.len], factor, change);
+        } else {
+            combine::add_change_narrow(level, &self.narrow[..self.len], factor, change);
+        }
+    }
+
+    /// Adds the squares of all elements to the lanes.
+    pub fn add_squares(&self, level: Level, lanes: &mut lanes::Lanes) {
+        if self.is_wide {
+            lanes::add_squares_wide(level, &self.wide[..self.len], lanes);
+        } else {
+            lanes::add_squares_narrow(level, &self.narrow[..self.len], lanes);
+        }
+    }
+
+    /// Adds the products with the elements of `other` to the lanes.
+    pub fn add_products(&self, level: Level, other: &Self, lanes: &mut lanes::Lanes) {
+        if self.is_wide {
+            lanes::add_products_wide(level, &self.wide[..self.len], &other.wide[..self.len], lanes);
+        } else {
+            lanes::add_products_narrow(level, &self.narrow[..self.len], &other.narrow[..self.len], lanes);
+        }
+    }
+
+    /// Number of NaN and infinite elements.
+    #[must_use]
+    pub fn non_finite(&self) -> u64 {
+        let count = if self.is_wide {
+            self.wide[..self.len].iter().filter(|v| !v.is_finite()).count()
+        } else {
+            self.narrow[..self.len].iter().filter(|v| !v.is_finite()).count()
+        };
+        count as u64
+    }
+
+    /// Index in the chunk of the first NaN or infinite element.
+    #[must_use]
+    pub fn first_non_finite(&self) -> Option<usize> {
+        if self.is_wide {
+            self.wide[..self.len].iter().position(|v| !v.is_finite())
+        } else {
+            self.narrow[..self.len].iter().position(|v| !v.is_finite())
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Which tensor of each model belongs to which output tensor: by name and shape, without any
+//! knowledge of architectures.
+//!
+//! One exception, the output head: a model whose `lm_head.weight` is tied to its embedding often does not
+//! store it. Where some models store a head and others do not, the embedding of a model without one
+//! stands in for it, unless its configuration says that the two are not tied; the output then holds
+//! the head, and its configuration says that it is not tied. Where no model stores a head, neither
+//! does the output.
+
+use std::collections::HashSet;
+
+use crate::error::{Error, Result, escape};
+use crate::shard::{Checkpoint, Tensor};
+
+const HEAD: &str = "lm_head.weight";
+const EMBEDDINGS: &[&str] =
+    &["embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight"];
+
+/// One output tensor with its tensor in every model.
+pub struct Aligned<'a> {
+    /// Name in the output.
+    pub name: &'a str,
+    /// The tensor of each model, in the order of the models.
+    pub sources: Vec<&'a Tensor>,
+}
+
+/// All output tensors, in the file order of the reference model.
+pub struct Alignment<'a> {
+    /// The tensors.
+    pub tensors: Vec<Aligned<'a>>,
+    /// Set when the output must say that its head is not tied.
+    pub untied_head: bool,
+    /// What was decided on the way.
+    pub notes: Vec<String>,
+}
+
+/// Aligns all models with the reference model.
+///
+/// # Errors
+/// [`Error::ModelsDoNotFit`] with every missing, extra and mismatched tensor at once.
+pub fn align<'a>(models: &[&'a Checkpoint], reference: usize) -> Result<Alignment<'a>> {
+    let mut names: Vec<&'a str> = models[reference].tensors().iter().map(|t| t.name.as_str()).collect();
+    let mut known: HashSet<&str> = names.iter().copied().collect();
+    for model in models {
+        for tensor in model.tensors() {
+            if is_head(&tensor.name) && known.insert(&tensor.name) {
+                names.push(&tensor.name);
+            }
+        }
+    }
+
+    let mut out = Alignment { tensors: Vec::new(), untied_head: false, notes: Vec::new() };
+    let mut problems = Vec::new();
+    let mut first = None;
+    let mut problem = |tensor: &str, text: String| {
+        first.get_or_insert_with(|| tensor.to_string());
+        problems.push(text);
+    };
+    let show = |at: usize| escape(&models[at].path().to_string_lossy());
+
+    for name in names {
+        let mut sources = Vec::with_capacity(models.len());
+        for (at, model) in models.iter().enumerate() {
+            if let Some(tensor) = model.get(name) {
+                sources.push(tensor);
+            } else if let Some(embedding) = tied_embedding(model, name) {
+                out.untied_head = true;
+                out.notes.push(format!(
+                    "{} stores no `{}`: its `{}` stands in, and the output's head is not tied",
+                    show(at),
+                    escape(name),
+                    escape(&embedding.name)
+                ));
+                sources.push(embedding);
+            } else {
+                problem(name, format!("`{}` is missing from {}", escape(name), show(at)));
+            }
+        }
+        if sources.len() < models.len() {
+            continue;
+        }
+        let expected = sources[reference];
+        for (at, tensor) in sources.iter().enumerate() {
+            if tensor.shape != expected.shape {
+                problem(
+                    name,
+                    format!(
+                        "`{}`: shape {:?} in {}, {:?} in {}",
+                        escape(name),
+                        expected.shape,
+                        show(reference),
+                        tensor.shape,
+                        show(at)
+                    ),
+                );
+            } else if tensor.dtype != expected.dtype
+                && !(tensor.dtype.has_arithmetic() && expected.dtype.has_arithmetic())
+            {
+                problem(
+                    name,
+                    format!(
+                        "`{}`: {} in {}, {} in {}",
+                        escape(name),
+                        expected.dtype,
+                        show(reference),
+                        tensor.dtype,
+                        show(at)
+                    ),
+                );
+            }
+        }
+        out.tensors.push(Aligned { name, sources });
+    }
+    for (at, model) in models.iter().enumerate() {
+        for tensor in model.tensors().iter().filter(|t| !known.contains(t.name.as_str())) {
+            problem(
+                &tensor.name,
+                format!("`{}` of {} is not in {}", escape(&tensor.name), show(at), show(reference)),
+            );
+        }
+    }
+    if problems.is_empty() { Ok(out) } else { Err(Error::ModelsDoNotFit { problems, tensor: first }) }
+}
+
+fn is_head(name: &str) -> bool {
+    name == HEAD || name.strip_suffix(HEAD).is_some_and(|prefix| prefix.ends_with('.'))
+}
+
+/// The embedding that stands in for the missing head `name`, if the model may have tied them.
+fn tied_embedding<'a>(model: &'a Checkpoint, name: &str) -> Option<&'a Tensor> {
+    if !is_head(name) || model.config().and_then(|c| c.tie_word_embeddings) == Some(false) {
+        return None;
+    }
+    let mut found = model.tensors().iter().filter(|t| {
+        EMBEDDINGS
+            .iter()
+            .any(|e| t.name == *e || t.name.strip_suffix(e).is_some_and(|prefix| prefix.ends_with('.')))
+    });
+    let embedding = found.next()?;
+    found.next().is_none().then_some(embedding)
+}

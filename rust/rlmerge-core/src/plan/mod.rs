@@ -1,0 +1,358 @@
+//! From a recipe and the headers of its models to an immutable plan: what is read, computed and written,
+//! decided before a tensor byte is touched.
+
+mod alignment;
+pub mod layout;
+pub mod method;
+pub mod program;
+pub mod recipe;
+mod summary;
+
+use std::path::PathBuf;
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::shard::{Checkpoint, ConfigFacts, FileIdentity, Kind, quantised};
+use layout::{Item, Layout};
+use program::Program;
+use recipe::{OutputForm, Recipe, Settings};
+
+/// Elements in a tile of a tensor with arithmetic: the unit of work, of reductions and of checksums.
+/// A power of two, so that checksums of tiles combine into the BLAKE3 of the tensor.
+pub const TILE_ELEMENTS: u64 = 1 << 18;
+/// Bytes in a tile of a tensor that is compared and copied.
+pub const TILE_BYTES: u64 = 1 << 19;
+/// Bytes that all counters of exact selections may take together.
+pub const SELECTION_BYTES: u64 = 32 << 20;
+/// Source bytes of a tensor up to which its pages stay mapped between passes.
+pub const KEPT_BYTES: u64 = 64 << 20;
+
+/// What is done with a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Merged by arithmetic.
+    Compute,
+    /// Taken from one model as it is.
+    Copy,
+    /// Without arithmetic: copied when equal in all models.
+    Compare,
+}
+
+impl Action {
+    /// Its name in plans.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Compute => "compute",
+            Self::Copy => "copy",
+            Self::Compare => "compare",
+        }
+    }
+}
+
+/// One model's copy of a tensor.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Index of the shard.
+    pub shard: usize,
+    /// First byte in the shard.
+    pub begin: u64,
+    /// Byte after the last.
+    pub end: u64,
+    /// Dtype.
+    pub dtype: DType,
+}
+
+/// One tensor of the output.
+#[derive(Debug, Clone)]
+pub struct PlannedTensor {
+    /// Name.
+    pub name: String,
+    /// Dtype in the output.
+    pub dtype: DType,
+    /// Shape.
+    pub shape: Vec<u64>,
+    /// Number of elements.
+    pub elements: u64,
+    /// Bytes in the output.
+    pub bytes: u64,
+    /// What is done.
+    pub action: Action,
+    /// Whether the arithmetic is f64 because some model stores `F64`.
+    pub wide: bool,
+    /// The tensor in each model.
+    pub sources: Vec<Source>,
+    /// Index of the output shard.
+    pub shard: usize,
+    /// Absolute offset in the output shard.
+    pub offset: u64,
+}
+
+impl PlannedTensor {
+    /// Number of tiles; at least one, so that empty tensors are met too.
+    #[must_use]
+    pub fn tiles(&self) -> u64 {
+        let tiles = match self.action {
+            Action::Compare => self.bytes.div_ceil(TILE_BYTES),
+            Action::Compute | Action::Copy => self.elements.div_ceil(TILE_ELEMENTS),
+        };
+        tiles.max(1)
+    }
+}
+
+/// A shard of a model, as it was when the plan was made.
+#[derive(Debug, Clone)]
+pub struct PlannedShard {
+    /// Its path.
+    pub path: PathBuf,
+    /// Device, inode, size and times.
+    pub identity: FileIdentity,
+    /// BLAKE3 of its header.
+    pub header_blake3: String,
+}
+
+/// A model of the merge.
+#[derive(Debug, Clone)]
+pub struct PlannedModel {
+    /// Its path as given.
+    pub path: PathBuf,
+    /// File or folder.
+    pub kind: Kind,
+    /// Number of tensors.
+    pub tensors: usize,
+    /// Bytes of all tensors.
+    pub bytes: u64,
+    /// Its shards.
+    pub shards: Vec<PlannedShard>,
+    /// Facts of its `config.json`.
+    pub config: Option<ConfigFacts>,
+}
+
+/// Everything about a merge that can be known from headers and the recipe. Immutable.
+#[derive(Debug, Clone)]
+pub struct MergePlan {
+    /// The recipe as given.
+    pub recipe: Recipe,
+    /// Its resolved parameters.
+    pub settings: Settings,
+    /// The resolved method.
+    pub program: Program,
+    /// The models; the base first, if there is one.
+    pub models: Vec<PlannedModel>,
+    /// Index of the base.
+    pub base: Option<usize>,
+    /// Output tensors in the file order of the first model.
+    pub tensors: Vec<PlannedTensor>,
+    /// Output files.
+    pub layout: Layout,
+    /// Set when the output's configuration must say whether its head is tied.
+    pub tie_word_embeddings: Option<bool>,
+    /// Worker threads.
+    pub threads: usize,
+    /// Decisions that the user should know of.
+    pub notes: Vec<String>,
+    /// What looks wrong but does not prevent the merge.
+    pub warnings: Vec<String>,
+}
+
+impl MergePlan {
+    /// Opens the models of a recipe and plans the merge.
+    ///
+    /// # Errors
+    /// Everything that the recipe and the headers can tell: recipe errors first, then damaged inputs, then
+    /// models that do not fit each other.
+    pub fn prepare(recipe: Recipe) -> Result<(Self, Vec<Checkpoint>)> {
+        let settings = Settings::resolve(&recipe)?;
+        let dtype = recipe.output_dtype()?;
+        let paths = recipe.base.iter().chain(recipe.models.iter().map(|m| &m.path));
+        let models: Vec<Checkpoint> = paths.map(|p| Checkpoint::open(p)).collect::<Result<_>>()?;
+        if let Some(error) = models.iter().find_map(quantised) {
+            return Err(error);
+        }
+        let plan = Self::new(recipe, settings, dtype, &models)?;
+        Ok((plan, models))
+    }
+
+    fn new(recipe: Recipe, settings: Settings, dtype: Option<DType>, models: &[Checkpoint]) -> Result<Self> {
+        let base = recipe.base.is_some().then_some(0);
+        let program = Program::new(&settings, base, recipe.seed);
+        let refs: Vec<&Checkpoint> = models.iter().collect();
+        let aligned = alignment::align(&refs, 0)?;
+
+        let mut tensors = Vec::with_capacity(aligned.tensors.len());
+        for tensor in &aligned.tensors {
+            let reference = tensor.sources[0];
+            let has_arithmetic = reference.dtype.has_arithmetic();
+            let dtype = if has_arithmetic { dtype.unwrap_or(reference.dtype) } else { reference.dtype };
+            let action = match &program {
+                _ if !has_arithmetic => Action::Compare,
+                Program::Scaled { model, factor }
+                    if *factor == 1.0 && tensor.sources[*model].dtype == dtype =>
+                {
+                    Action::Copy
+                }
+                _ => Action::Compute,
+            };
+            let elements = reference.elements();
+            let bytes = dtype
+                .bytes_of(elements)
+                .ok_or_else(|| Error::Internal { message: format!("size of tensor {:?}", tensor.name) })?;
+            tensors.push(PlannedTensor {
+                name: tensor.name.into(),
+                dtype,
+                shape: reference.shape.clone(),
+                elements,
+                bytes,
+                action,
+                wide: program.models().iter().any(|m| tensor.sources[*m].dtype == DType::F64),
+                sources: tensor
+                    .sources
+                    .iter()
+                    .map(|t| Source { shard: t.shard, begin: t.begin, end: t.end, dtype: t.dtype })
+                    .collect(),
+                shard: 0,
+                offset: 0,
+            });
+        }
+        let items: Vec<Item<'_>> = tensors
+            .iter()
+            .map(|t| Item { name: &t.name, dtype: t.dtype, shape: &t.shape, bytes: t.bytes })
+            .collect();
+        let file_name = recipe.output.file_name().map(|n| n.to_string_lossy().into_owned());
+        let single = match recipe.output_kind {
+            OutputForm::File => Some(file_name.as_deref().unwrap_or("merged.safetensors")),
+            OutputForm::Folder => None,
+        };
+        let layout = layout::lay_out(&items, recipe.shard_size, single)?;
+        for (tensor, place) in tensors.iter_mut().zip(&layout.places) {
+            (tensor.shard, tensor.offset) = (place.shard, place.offset);
+        }
+
+        let mut notes = settings.notes.clone();
+        notes.extend(aligned.notes);
+        let mut warnings: Vec<String> = models.iter().flat_map(|m| m.warnings().iter().cloned()).collect();
+        warnings.extend(lossy_dtypes(&tensors, &program));
+        let threads = recipe
+            .threads
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+        Ok(Self {
+            models: models.iter().map(planned_model).collect(),
+            base,
+            tensors,
+            layout,
+            tie_word_embeddings: aligned.untied_head.then_some(false),
+            threads,
+            notes,
+            warnings,
+            recipe,
+            settings,
+            program,
+        })
+    }
+
+    /// Tiles of all tensors.
+    #[must_use]
+    pub fn tiles(&self) -> u64 {
+        self.tensors.iter().map(PlannedTensor::tiles).sum()
+    }
+
+    /// The models whose bytes a tensor needs.
+    #[must_use]
+    pub fn read_models(&self, tensor: &PlannedTensor) -> Vec<usize> {
+        match tensor.action {
+            Action::Compare => (0..self.models.len()).collect(),
+            Action::Compute | Action::Copy => self.program.models(),
+        }
+    }
+
+    /// Source bytes of a tensor.
+    #[must_use]
+    pub fn source_bytes(&self, tensor: &PlannedTensor) -> u64 {
+        self.read_models(tensor).iter().map(|m| tensor.sources[*m].end - tensor.sources[*m].begin).sum()
+    }
+
+    /// How often the inputs are read from their files.
+    #[must_use]
+    pub fn reads(&self) -> u32 {
+        let passes = self.program.passes();
+        if passes.whole_model { 1 + passes.scans } else { 1 }
+    }
+
+    /// Bytes read from the inputs.
+    #[must_use]
+    pub fn bytes_to_read(&self) -> u64 {
+        let (passes, once): (u64, u64) = (u64::from(self.reads()), 1);
+        self.tensors
+            .iter()
+            .map(|t| self.source_bytes(t) * if t.action == Action::Compute { passes } else { once })
+            .sum()
+    }
+
+    /// Bytes written to the output's tensor files.
+    #[must_use]
+    pub fn bytes_to_write(&self) -> u64 {
+        self.layout.shards.iter().map(|s| s.bytes).sum()
+    }
+
+    /// Most memory that the merge takes, beyond the interpreter's: tiles in work, mapped pages and counters.
+    #[must_use]
+    pub fn memory_bound(&self) -> u64 {
+        let models = self.models.len() as u64;
+        let widest = self.tensors.iter().map(|t| t.dtype.bits().div_ceil(8)).max().unwrap_or(1);
+        let widest_in = self
+            .tensors
+            .iter()
+            .flat_map(|t| t.sources.iter().map(|s| s.dtype.bits().div_ceil(8)))
+            .max()
+            .unwrap_or(1);
+        let chunks = (3 * models + 4) * 2 * 8 * crate::plan::CHUNK_ELEMENTS;
+        let a_worker = TILE_ELEMENTS * widest + models * TILE_ELEMENTS * widest_in + chunks;
+        let passes = self.program.passes();
+        let scanning = if passes.scans > 0 { KEPT_BYTES + SELECTION_BYTES } else { 0 };
+        let digests = 32 * self.tensors.iter().map(PlannedTensor::tiles).max().unwrap_or(0);
+        let tables = 512 * self.tensors.len() as u64 * (models + 1);
+        self.threads as u64 * a_worker + scanning + digests + tables
+    }
+}
+
+/// Upper bound of the chunk that kernels work on; the plan counts it but does not know kernels.
+const CHUNK_ELEMENTS: u64 = 1024;
+
+fn planned_model(model: &Checkpoint) -> PlannedModel {
+    PlannedModel {
+        path: model.path().to_path_buf(),
+        kind: model.kind(),
+        tensors: model.tensors().len(),
+        bytes: model.tensors().iter().map(crate::shard::Tensor::bytes).sum(),
+        shards: model
+            .shards()
+            .iter()
+            .map(|s| PlannedShard {
+                path: s.path.clone(),
+                identity: s.identity.clone(),
+                header_blake3: s.header_blake3.clone(),
+            })
+            .collect(),
+        config: model.config().cloned(),
+    }
+}
+
+/// Warns once for each pair of dtypes where the output is narrower than an input.
+fn lossy_dtypes(tensors: &[PlannedTensor], program: &Program) -> Vec<String> {
+    let mut pairs: Vec<(DType, DType, usize)> = Vec::new();
+    for tensor in tensors.iter().filter(|t| t.action == Action::Compute) {
+        let widest = program.models().iter().map(|m| tensor.sources[*m].dtype).max_by_key(|d| d.bits());
+        if let Some(input) = widest.filter(|d| d.bits() > tensor.dtype.bits()) {
+            match pairs.iter_mut().find(|(a, b, _)| (*a, *b) == (input, tensor.dtype)) {
+                Some((_, _, n)) => *n += 1,
+                None => pairs.push((input, tensor.dtype, 1)),
+            }
+        }
+    }
+    pairs
+        .into_iter()
+        .map(|(from, to, n)| {
+            format!("{n} tensors are read as {from} and written as {to}; choose another with --dtype")
+        })
+        .collect()
+}

@@ -1,0 +1,381 @@
+//! What the user wrote, and its parameters resolved against the table of methods.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::method::{BaseUse, Default, Family, Kind, METHODS, Method, Parameter, nearest};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+
+/// Whose semantics and defaults count where the papers and mergekit differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compat {
+    /// The papers'.
+    Paper,
+    /// mergekit 0.1.5's.
+    Mergekit,
+}
+
+/// Shape of the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OutputForm {
+    /// One `.safetensors` file.
+    File,
+    /// A Hugging Face folder.
+    Folder,
+}
+
+/// One model of a recipe.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelEntry {
+    /// Its file or folder.
+    pub path: PathBuf,
+    /// Parameters for this model alone.
+    #[serde(default)]
+    pub parameters: BTreeMap<String, Value>,
+}
+
+/// What is to be merged, how, and whereto.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Name or alias of the method.
+    pub method: String,
+    /// The experts, in order; for methods without a base simply the models.
+    pub models: Vec<ModelEntry>,
+    /// The base.
+    #[serde(default)]
+    pub base: Option<PathBuf>,
+    /// Parameters for all models: one value, or a list with one for each expert.
+    #[serde(default)]
+    pub parameters: BTreeMap<String, Value>,
+    /// Seed of random masks.
+    #[serde(default)]
+    pub seed: u64,
+    /// Output dtype of tensors with arithmetic; as in the base (or first model) when absent.
+    #[serde(default)]
+    pub dtype: Option<String>,
+    /// Whose semantics.
+    #[serde(default = "paper")]
+    pub compat: Compat,
+    /// Where the output goes.
+    pub output: PathBuf,
+    /// Its shape.
+    pub output_kind: OutputForm,
+    /// Most tensor bytes in one shard.
+    #[serde(default = "five_gigabytes")]
+    pub shard_size: u64,
+    /// Number of worker threads; as many as there are processors when absent.
+    #[serde(default)]
+    pub threads: Option<usize>,
+    /// Whether an existing output may be replaced.
+    #[serde(default)]
+    pub force: bool,
+    /// Whether NaN or infinity in the output is an error.
+    #[serde(default)]
+    pub strict: bool,
+}
+
+fn paper() -> Compat {
+    Compat::Paper
+}
+
+fn five_gigabytes() -> u64 {
+    5_000_000_000
+}
+
+/// Most worker threads that a recipe may ask for.
+const MAX_THREADS: usize = 1024;
+
+impl Recipe {
+    /// Reads a recipe from JSON.
+    ///
+    /// # Errors
+    /// [`Error::RecipeInvalid`] with the key that is wrong.
+    pub fn from_json(text: &str) -> Result<Self> {
+        let recipe: Self =
+            serde_json::from_str(text).map_err(|e| Error::RecipeInvalid { message: e.to_string() })?;
+        if recipe.shard_size == 0 {
+            return Err(Error::RecipeInvalid { message: "`shard_size` must be at least 1 byte".into() });
+        }
+        if recipe.threads.is_some_and(|t| t == 0 || t > MAX_THREADS) {
+            return Err(Error::RecipeInvalid {
+                message: format!("`threads` must be between 1 and {MAX_THREADS}"),
+            });
+        }
+        Ok(recipe)
+    }
+
+    /// The output dtype asked for.
+    ///
+    /// # Errors
+    /// [`Error::RecipeInvalid`] for a dtype that has no arithmetic.
+    pub fn output_dtype(&self) -> Result<Option<DType>> {
+        let Some(name) = &self.dtype else { return Ok(None) };
+        match DType::parse(name) {
+            Some(d) if d.has_arithmetic() => Ok(Some(d)),
+            _ => {
+                let known: Vec<_> =
+                    DType::ALL.iter().filter(|d| d.has_arithmetic()).map(|d| d.name()).collect();
+                Err(Error::RecipeInvalid {
+                    message: format!("`dtype` {name:?} is not one of {}", known.join(", ")),
+                })
+            }
+        }
+    }
+}
+
+/// A method with all its parameters resolved.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The method.
+    pub method: &'static Method,
+    /// Whose semantics.
+    pub compat: Compat,
+    /// Parameters of the whole merge.
+    pub global: BTreeMap<&'static str, Value>,
+    /// Parameters that may differ, for each expert.
+    pub experts: Vec<BTreeMap<&'static str, Value>>,
+    /// What the user should know about how parameters were read.
+    pub notes: Vec<String>,
+}
+
+impl Settings {
+    /// Resolves a recipe's parameters: every value given, defaulted or refused.
+    ///
+    /// # Errors
+    /// One of the recipe errors, naming the parameter and the model.
+    pub fn resolve(recipe: &Recipe) -> Result<Self> {
+        let method = Method::find(&recipe.method).ok_or_else(|| Error::UnknownMethod {
+            name: recipe.method.clone(),
+            suggestion: nearest(
+                &recipe.method.replace('-', "_"),
+                METHODS.iter().flat_map(|m| std::iter::once(m.name).chain(m.aliases.iter().copied())),
+            ),
+        })?;
+        check_models(method, recipe)?;
+        let mut settings = Self {
+            method,
+            compat: recipe.compat,
+            global: BTreeMap::new(),
+            experts: vec![BTreeMap::new(); recipe.models.len()],
+            notes: Vec::new(),
+        };
+        for (name, value) in &recipe.parameters {
+            if let Some(parameter) = settings.known(name, "the recipe")? {
+                settings.set_for_all(parameter, value)?;
+            }
+        }
+        for (at, model) in recipe.models.iter().enumerate() {
+            let place = model.path.display().to_string();
+            for (name, value) in &model.parameters {
+                let Some(parameter) = settings.known(name, &place)? else { continue };
+                let value = check(parameter, value, &place, recipe.compat)?;
+                if parameter.per_expert {
+                    settings.experts[at].insert(parameter.name, value);
+                } else if recipe.models.len() == 1 || settings.global.get(parameter.name) == Some(&value) {
+                    settings.global.insert(parameter.name, value);
+                } else {
+                    return Err(Error::RecipeInvalid {
+                        message: format!(
+                            "`{name}` of {place} holds for the whole merge; give it once, under `parameters`"
+                        ),
+                    });
+                }
+            }
+        }
+        settings.fill_defaults()?;
+        settings.check_weights()?;
+        Ok(settings)
+    }
+
+    fn known(&mut self, name: &str, place: &str) -> Result<Option<&'static Parameter>> {
+        let name = name.replace('-', "_");
+        if let Some(parameter) = self.method.parameter(&name) {
+            return Ok(Some(parameter));
+        }
+        if self.compat == Compat::Mergekit && self.method.ignored_in_mergekit.contains(&name.as_str()) {
+            self.notes.push(format!(
+                "`{name}` of {place} has no effect on {}, here as in mergekit",
+                self.method.name
+            ));
+            return Ok(None);
+        }
+        Err(Error::UnknownParameter {
+            suggestion: nearest(&name, self.method.parameters.iter().map(|p| p.name)),
+            name,
+            method: self.method.name.into(),
+        })
+    }
+
+    fn set_for_all(&mut self, parameter: &'static Parameter, value: &Value) -> Result<()> {
+        if !parameter.per_expert {
+            let value = check(parameter, value, "the recipe", self.compat)?;
+            self.global.insert(parameter.name, value);
+            return Ok(());
+        }
+        let values = match value {
+            Value::Array(list) if list.len() == self.experts.len() => list.clone(),
+            Value::Array(list) => {
+                return Err(Error::ParameterCount {
+                    parameter: parameter.name.into(),
+                    expected: self.experts.len(),
+                    got: list.len(),
+                });
+            }
+            one => vec![one.clone(); self.experts.len()],
+        };
+        for (at, value) in values.iter().enumerate() {
+            let value = check(parameter, value, &format!("expert {}", at + 1), self.compat)?;
+            self.experts[at].insert(parameter.name, value);
+        }
+        Ok(())
+    }
+
+    fn fill_defaults(&mut self) -> Result<()> {
+        for parameter in self.method.parameters {
+            let default = match self.compat {
+                Compat::Paper => parameter.default,
+                Compat::Mergekit => parameter.default_mergekit,
+            };
+            let tables: Vec<&mut BTreeMap<_, _>> =
+                if parameter.per_expert { self.experts.iter_mut().collect() } else { vec![&mut self.global] };
+            for table in tables {
+                if table.contains_key(parameter.name) {
+                    continue;
+                }
+                let value = match default {
+                    Default::Missing => {
+                        return Err(Error::MissingParameter {
+                            parameter: parameter.name.into(),
+                            method: self.method.name.into(),
+                        });
+                    }
+                    Default::Number(n) => Value::from(n),
+                    Default::Flag(b) => Value::from(b),
+                    Default::Word(w) => Value::from(w),
+                };
+                table.insert(parameter.name, value);
+            }
+        }
+        Ok(())
+    }
+
+    /// `normalize` divides by the sum of the weights, except where each element has its own divisor.
+    fn check_weights(&self) -> Result<()> {
+        let by_sum = matches!(self.method.family, Family::Linear | Family::Deltas(_, false));
+        if by_sum && self.flag("normalize") {
+            let sum: f64 = self.weights().iter().sum();
+            if sum == 0.0 || !sum.is_finite() {
+                return Err(Error::ZeroWeightSum { method: self.method.name.into(), sum });
+            }
+        }
+        Ok(())
+    }
+
+    /// A number of the whole merge.
+    #[must_use]
+    pub fn number(&self, name: &str) -> f64 {
+        self.global.get(name).and_then(Value::as_f64).unwrap_or(f64::NAN)
+    }
+
+    /// A flag of the whole merge; false where the method has none.
+    #[must_use]
+    pub fn flag(&self, name: &str) -> bool {
+        self.global.get(name).and_then(Value::as_bool).unwrap_or(false)
+    }
+
+    /// A word of the whole merge; empty where the method has none.
+    #[must_use]
+    pub fn word(&self, name: &str) -> &str {
+        self.global.get(name).and_then(Value::as_str).unwrap_or("")
+    }
+
+    /// A number of each expert.
+    #[must_use]
+    pub fn numbers(&self, name: &str) -> Vec<f64> {
+        self.experts.iter().map(|e| e.get(name).and_then(Value::as_f64).unwrap_or(f64::NAN)).collect()
+    }
+
+    /// The weights of the experts.
+    #[must_use]
+    pub fn weights(&self) -> Vec<f64> {
+        self.numbers("weight")
+    }
+}
+
+fn check_models(method: &'static Method, recipe: &Recipe) -> Result<()> {
+    let (least, most) = method.experts;
+    let count = recipe.models.len();
+    let wrong = |expected: &str, got: String| {
+        Err(Error::ModelCount { method: method.name.into(), expected: expected.into(), got })
+    };
+    let models = |n: usize| format!("{n} model{}", if n == 1 { "" } else { "s" });
+    match (method.base, &recipe.base) {
+        (BaseUse::None, Some(_)) => {
+            return Err(Error::RecipeInvalid {
+                message: format!(
+                    "method `{}` takes no base: leave it out, or list it among the models",
+                    method.name
+                ),
+            });
+        }
+        (BaseUse::Required, None) => {
+            return wrong("a base and at least one expert", format!("{} and no base", models(count)));
+        }
+        (BaseUse::Required, Some(_)) if count < least => {
+            return wrong("a base and at least one expert", "a base and no expert".into());
+        }
+        // An optional base is itself one of the models.
+        (BaseUse::Optional, base) => {
+            let total = count + usize::from(base.is_some());
+            if total != 2 {
+                return wrong("exactly two models, the base counted if it is given", models(total));
+            }
+        }
+        (BaseUse::None, None) if count < least || most.is_some_and(|m| count > m) => {
+            let expected =
+                if most == Some(least) { models(least) } else { format!("at least {}", models(least)) };
+            return wrong(&expected, models(count));
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// A value checked against a parameter's range and brought into its one form.
+fn check(parameter: &Parameter, value: &Value, place: &str, compat: Compat) -> Result<Value> {
+    let refuse = || {
+        Err(Error::ParameterOutOfRange {
+            parameter: parameter.name.into(),
+            place: crate::error::escape(place),
+            value: value.to_string(),
+            expected: parameter.kind.range(),
+        })
+    };
+    match parameter.kind {
+        Kind::Number { low, high, open } => match value.as_f64() {
+            Some(n) if n.is_finite() && n <= high && (n > low || (n == low && !open)) => Ok(Value::from(n)),
+            _ => refuse(),
+        },
+        Kind::Flag => value.as_bool().map_or_else(refuse, |b| Ok(Value::from(b))),
+        Kind::Choice(words) => match value {
+            Value::String(word) if words.contains(&word.to_ascii_lowercase().as_str()) => {
+                Ok(Value::from(word.to_ascii_lowercase()))
+            }
+            // mergekit writes `rescale` as a flag.
+            Value::Bool(on) if parameter.name == "rescale" => Ok(Value::from(match (on, compat) {
+                (false, _) => "none",
+                (true, Compat::Mergekit) => "l1",
+                (true, Compat::Paper) => "inverse_p",
+            })),
+            _ => refuse(),
+        },
+    }
+}

@@ -1,0 +1,85 @@
+//! What a merge did, as plain data (schema `rlmerge.report/1`).
+
+use serde::{Serialize, Serializer};
+use serde_json::Value;
+
+use crate::dtype::DType;
+
+/// A norm: null in JSON when it has no value.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Norm(pub f64);
+
+impl Serialize for Norm {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.0.is_finite() { serializer.serialize_f64(self.0) } else { serializer.serialize_none() }
+    }
+}
+
+/// NaN and infinite values of one tensor.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct NonFiniteCounts {
+    /// In each model, base first; only models that were read count.
+    pub inputs: Vec<u64>,
+    /// In the output.
+    pub output: u64,
+    /// Flat index of the first one in the output.
+    pub first: Option<u64>,
+}
+
+/// One tensor of the output.
+#[derive(Debug, Clone, Serialize)]
+pub struct TensorReport {
+    /// Name.
+    pub name: String,
+    /// Dtype.
+    pub dtype: DType,
+    /// Shape.
+    pub shape: Vec<u64>,
+    /// File that holds it.
+    pub shard: String,
+    /// `computed`, or `copied` when all its bytes are those of a model.
+    pub action: &'static str,
+    /// BLAKE3 of its bytes.
+    pub blake3: String,
+    /// L2 norm of the output as stored; null without arithmetic or with non-finite values.
+    pub norm: Option<Norm>,
+    /// L2 norm of each expert's delta, or of the model where the method has no base; null for models that
+    /// the method does not read.
+    pub expert_norms: Vec<Option<Norm>>,
+    /// NaN and infinite values.
+    pub non_finite: NonFiniteCounts,
+}
+
+/// Sums over all tensors.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Totals {
+    /// Tensors of the output.
+    pub tensors: u64,
+    /// Of which copied.
+    pub tensors_copied: u64,
+    /// Tiles of the output.
+    pub tiles: u64,
+    /// Of which copied.
+    pub tiles_copied: u64,
+    /// Non-finite values of all models.
+    pub non_finite_inputs: u64,
+    /// Non-finite values of the output.
+    pub non_finite_output: u64,
+}
+
+/// The report of a merge. Equal inputs and recipes give equal reports: it holds no clock.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Schema and version of this form.
+    pub schema: &'static str,
+    /// Version of rlmerge.
+    pub version: &'static str,
+    /// The plan, without its list of tensors.
+    pub plan: Value,
+    /// All tensors, in file order.
+    pub tensors: Vec<TensorReport>,
+    /// Their sums.
+    pub totals: Totals,
+    /// What looks wrong.
+    pub warnings: Vec<String>,
+}

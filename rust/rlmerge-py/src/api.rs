@@ -1,0 +1,127 @@
+//! The functions that Python sees: JSON in, core call, JSON out.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyString};
+use rlmerge_core::error::{CODES, Error, Result};
+use rlmerge_core::exec::{self, Contents, Observer, Sidecar};
+use rlmerge_core::kernel::Level;
+use rlmerge_core::plan::MergePlan;
+use rlmerge_core::plan::method::methods_json;
+use rlmerge_core::plan::recipe::Recipe;
+use rlmerge_core::shard::{self, Checkpoint};
+use serde_json::{Value, json};
+
+use crate::enter::enter;
+
+/// Version of rlmerge.
+#[pyfunction]
+pub fn version() -> &'static str {
+    env!("CARGO_PKG_VERSION")
+}
+
+/// Version, SIMD level, build profile and target, as JSON.
+#[pyfunction]
+pub fn build_info() -> String {
+    json!({
+        "version": version(),
+        "simd": Level::choose().name(),
+        "profile": if cfg!(debug_assertions) { "debug" } else { "release" },
+        "target": format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
+    })
+    .to_string()
+}
+
+/// The table of methods, as JSON.
+#[pyfunction]
+pub fn methods() -> String {
+    methods_json().to_string()
+}
+
+/// The closed list of error codes, as JSON.
+#[pyfunction]
+pub fn errors() -> String {
+    let list: Vec<Value> = CODES
+        .iter()
+        .map(|(code, exit, kind)| json!({"code": code, "exit_code": exit, "kind": kind}))
+        .collect();
+    Value::from(list).to_string()
+}
+
+/// What is in a model, as JSON.
+#[pyfunction]
+pub fn inspect(py: Python<'_>, path: PathBuf) -> PyResult<String> {
+    enter(py, &Observer::default(), None, move || Ok(shard::inspect(&path)?.to_string()))
+}
+
+/// Plans the merge that a recipe (JSON) asks for, from headers alone.
+#[pyfunction]
+pub fn prepare(py: Python<'_>, recipe_json: String) -> PyResult<Plan> {
+    enter(py, &Observer::default(), None, move || {
+        let (plan, models) = MergePlan::prepare(Recipe::from_json(&recipe_json)?)?;
+        Ok(Plan { inner: Arc::new((plan, models)) })
+    })
+}
+
+/// An immutable plan with the checkpoints that it was made from.
+#[pyclass(frozen, module = "rlmerge._core")]
+pub struct Plan {
+    inner: Arc<(MergePlan, Vec<Checkpoint>)>,
+}
+
+#[pymethods]
+impl Plan {
+    /// The plan as JSON.
+    pub fn to_json(&self) -> String {
+        self.inner.0.json().to_string()
+    }
+
+    /// Checks the output's place without writing anything.
+    pub fn check(&self, py: Python<'_>) -> PyResult<()> {
+        let inner = Arc::clone(&self.inner);
+        enter(py, &Observer::default(), None, move || exec::check(&inner.0))
+    }
+
+    /// Runs the plan and returns the report as JSON.
+    #[pyo3(signature = (sidecars, progress = None))]
+    pub fn run(
+        &self,
+        py: Python<'_>,
+        sidecars: Vec<(String, Bound<'_, PyAny>)>,
+        progress: Option<Bound<'_, PyAny>>,
+    ) -> PyResult<String> {
+        let sidecars = sidecars.into_iter().map(sidecar).collect::<PyResult<Vec<_>>>()?;
+        let inner = Arc::clone(&self.inner);
+        let observer = Observer::default();
+        let shared = &observer;
+        enter(py, &observer, progress.as_ref(), move || run(&inner, &sidecars, shared))
+    }
+}
+
+fn run(inner: &(MergePlan, Vec<Checkpoint>), sidecars: &[Sidecar], observer: &Observer) -> Result<String> {
+    let (plan, models) = inner;
+    let started = Instant::now();
+    let report = exec::run(plan, models, sidecars, observer)?;
+    let mut value = serde_json::to_value(&report).map_err(|e| Error::Internal { message: e.to_string() })?;
+    if let Some(map) = value.as_object_mut() {
+        map.insert("elapsed_seconds".into(), started.elapsed().as_secs_f64().into());
+        map.insert("bytes_read".into(), plan.bytes_to_read().into());
+        map.insert("bytes_written".into(), plan.bytes_to_write().into());
+    }
+    Ok(value.to_string())
+}
+
+fn sidecar((name, contents): (String, Bound<'_, PyAny>)) -> PyResult<Sidecar> {
+    let contents = if let Ok(bytes) = contents.cast::<PyBytes>() {
+        Contents::Bytes(bytes.as_bytes().to_vec())
+    } else if let Ok(path) = contents.cast::<PyString>() {
+        Contents::CopyOf(PathBuf::from(path.to_cow()?.as_ref()))
+    } else {
+        return Err(PyTypeError::new_err(format!("contents of {name:?} are neither bytes nor a path")));
+    };
+    Ok(Sidecar { name, contents })
+}

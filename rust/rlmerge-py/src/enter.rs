@@ -1,0 +1,86 @@
+//! The one door for long calls: the job runs on a thread of its own without the GIL, while the calling
+//! thread delivers progress and looks for signals ten times a second.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use rlmerge_core::error::{Error, Result};
+use rlmerge_core::exec::Observer;
+
+use crate::error::to_python;
+
+/// How long the calling thread sleeps between looks.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Runs `job`; on a signal or when the callback raises, cancels it, waits for it, and raises that.
+///
+/// # Errors
+/// The job's error, the callback's exception, or what the signal handler raised.
+pub fn enter<T: Send>(
+    py: Python<'_>,
+    observer: &Observer,
+    progress: Option<&Bound<'_, PyAny>>,
+    job: impl FnOnce() -> Result<T> + Send,
+) -> PyResult<T> {
+    let (sender, receiver) = channel();
+    let guarded = move || {
+        catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|panic| {
+            let message = panic
+                .downcast_ref::<String>()
+                .cloned()
+                .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
+                .unwrap_or_else(|| "a worker panicked".into());
+            Err(Error::Internal { message })
+        })
+    };
+    let (result, raised) = std::thread::scope(|scope| {
+        scope.spawn(move || {
+            // The receiver lives until this scope ends.
+            let _ = sender.send(guarded());
+        });
+        let receiver = std::sync::Mutex::new(receiver);
+        let mut raised = None;
+        loop {
+            let waited = py.detach(|| {
+                receiver.lock().map_or(Err(RecvTimeoutError::Disconnected), |r| r.recv_timeout(TICK))
+            });
+            let finished = match waited {
+                Ok(result) => Some(result),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => {
+                    Some(Err(Error::Internal { message: "the worker thread vanished".into() }))
+                }
+            };
+            if raised.is_none() {
+                let looked = py.check_signals().and_then(|()| deliver(py, observer, progress));
+                if let Err(exception) = looked {
+                    observer.cancel();
+                    raised = Some(exception);
+                }
+            }
+            if let Some(result) = finished {
+                return (result, raised);
+            }
+        }
+    });
+    match (result, raised) {
+        // The job had finished before the signal could stop it, or was stopped by it: either way it is raised.
+        (_, Some(exception)) => Err(exception),
+        (Ok(value), None) => Ok(value),
+        (Err(error), None) => Err(to_python(py, &error)),
+    }
+}
+
+fn deliver(py: Python<'_>, observer: &Observer, progress: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+    let Some(callback) = progress else { return Ok(()) };
+    let now = observer.progress();
+    let event = PyDict::new(py);
+    event.set_item("bytes_done", now.bytes_done)?;
+    event.set_item("bytes_total", now.bytes_total)?;
+    event.set_item("tensors_done", now.tensors_done)?;
+    event.set_item("tensors_total", now.tensors_total)?;
+    callback.call1((event,)).map(|_| ())
+}
