@@ -281,14 +281,14 @@ def _reference(value: object, source: _Source, *path: str | int) -> object:
 
 def _numbers(given: dict[str, Any], source: _Source, *path: str | int) -> dict[str, Any]:
     for key, value in given.items():
-        if isinstance(value, list):
-            filtered = any(isinstance(item, dict) for item in value)
-            what = "a list of filters" if filtered else "a list is a gradient over the layers, which"
-            msg = f"parameter `{key}`: {what} of mergekit's form {'are' if filtered else 'is'} not supported"
-            raise source.error(msg, *path, key, hint="give one number; models may differ, layers may not")
-        if isinstance(value, dict):
-            msg = f"parameter `{key}`: filters of mergekit's form are not supported"
-            raise source.error(msg, *path, key, hint="give one number; models may differ, layers may not")
+        if not isinstance(value, (list, dict)):
+            continue
+        filters = isinstance(value, dict) or any(isinstance(item, dict) for item in value)
+        if not filters:
+            msg = f"parameter `{key}`: a list is a gradient over the layers in mergekit's form, which is not supported"
+        else:
+            msg = f"parameter `{key}`: filters by tensor name, as in mergekit's form, are not supported"
+        raise source.error(msg, *path, key, hint="give one number; it may differ between models, not between layers")
     return _values(given, source, *path)
 
 

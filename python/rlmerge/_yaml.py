@@ -133,7 +133,7 @@ class _Builder:
     def _value(self, node: Node, path: tuple[str | int, ...], depth: int) -> Any:
         self.left -= 1
         if self.left < 0:
-            raise self._fail(node, f"aliases expand to more than {MAX_VALUES} values")
+            raise self._fail(node, f"more than {MAX_VALUES} values, aliases expanded")
         if depth > MAX_DEPTH:
             raise self._fail(node, f"nested deeper than {MAX_DEPTH} levels")
         self.lines.setdefault(path, node.start_mark.line + 1)

@@ -134,9 +134,9 @@ def parse_dtype(word: str) -> str:
     name = _DTYPE_WORDS.get(str(word).strip().lower().removeprefix("torch."))
     if name is None:
         msg = f"unknown dtype `{word}`"
-        hint = "one of bfloat16, float16, float32, float64, float8_e4m3fn, float8_e5m2"
-        near = suggestion(str(word), _DTYPE_WORDS)
-        raise RecipeError(msg, hint=near or hint)
+        usual = ("bfloat16", "float16", "float32", "float64", "float8_e4m3fn", "float8_e5m2")
+        near = suggestion(str(word), usual)
+        raise RecipeError(msg, hint=near or f"one of {', '.join(usual)}")
     return name
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from rlmerge.cli import _signals
-from rlmerge.cli._output import drop_stdout, flush
+from rlmerge.cli._output import flush
 from rlmerge.errors import InternalError, OutputError, RlmergeError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def reported(out: Output) -> Iterator[None]:
     except RlmergeError as error:
         raise typer.Exit(_print(error, out)) from None
     except BrokenPipeError:
-        drop_stdout()
+        # The reader went away (`| head`), which is its right.
         raise typer.Exit(0) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

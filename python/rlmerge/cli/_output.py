@@ -37,6 +37,7 @@ class Output:
 
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
         self.mode = "json" if json else "quiet" if quiet else "human"
+        self._stdout_failed = False
         for stream in (sys.stdout, sys.stderr):
             # A terminal or a log in another encoding gets escapes instead of a crash.
             if stream is not None and hasattr(stream, "reconfigure"):
@@ -66,7 +67,7 @@ class Output:
         if hint:
             self._write(sys.stderr, "")
             self._labelled("hint", hint)
-        if self.mode == "json":
+        if self.mode == "json" and not self._stdout_failed:
             self._write(sys.stdout, json.dumps({"error": fields}, indent=2))
 
     def trace(self, text: str) -> None:
@@ -86,17 +87,26 @@ class Output:
         self._write(sys.stderr, f"{_styled(label + ':', label, sys.stderr)} {clean(text, newlines=True)}")
 
     def _write(self, stream: TextIO | None, text: str) -> None:
-        if stream is not None:
+        if stream is None:
+            return
+        try:
             stream.write(text + "\n")
+        except OSError:
+            # The error is reported on stderr; what is left of stdout goes nowhere, or its own last flush would fail.
+            if stream is sys.stdout:
+                self._stdout_failed = True
+                drop_stdout()
+            raise
 
 
 def flush() -> None:
-    """Flush stdout; a reader that went away (``| head``) is no error."""
+    """Flush stdout, here and not in the interpreter's last breath."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError:
         drop_stdout()
+        raise
 
 
 def drop_stdout() -> None:

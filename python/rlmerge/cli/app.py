@@ -30,7 +30,6 @@ def _run() -> int:
     from rlmerge.cli import _signals
 
     _signals.handle()
-    from rlmerge.cli._output import flush
     from rlmerge.cli._root import app
 
     code: object = 0
@@ -38,5 +37,4 @@ def _run() -> int:
         app(prog_name="rlmerge")
     except SystemExit as end:
         code = end.code
-    flush()
     return code if isinstance(code, int) else 0 if code is None else 1
