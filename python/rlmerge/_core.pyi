@@ -3,12 +3,17 @@
 from collections.abc import Callable
 from typing import final
 
+__all__ = ["Plan", "build_info", "errors", "inspect", "methods", "prepare", "version"]
+
 @final
 class Plan:
     """A resolved merge: which tensors are read from where, computed how and written to which place."""
 
     def to_json(self) -> str:
         """Return the plan as JSON of schema ``rlmerge.plan/1``."""
+
+    def check(self) -> None:
+        """Check the place of the output without writing anything: whether it exists, is an input, has room."""
 
     def run(
         self,

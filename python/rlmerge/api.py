@@ -387,6 +387,7 @@ def _prepare(wanted: Recipe, *, force: bool) -> Plan:
         notes=tuple(notes),
         warnings=tuple(raw["warnings"]),
         raw=raw,
+        checker=core.check,
         runner=run,
     )
 

@@ -92,6 +92,7 @@ class Plan:
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
     raw: dict[str, Any] = field(repr=False)
+    checker: Callable[[], None] = field(repr=False, compare=False)
     runner: Callable[[Callable[[Progress], None] | None], Report] = field(repr=False, compare=False)
 
     @cached_property
@@ -101,6 +102,20 @@ class Plan:
             PlannedTensor(t["name"], t["dtype"], tuple(t["shape"]), t["action"], t["shard"], t["bytes"])
             for t in self.raw["tensor_list"]
         )
+
+    def check(self) -> None:
+        """Check the place of the output without writing anything.
+
+        Raises
+        ------
+        OutputError
+            It exists already, is an input, has no room, or may not be written.
+
+        Examples
+        --------
+        >>> rlmerge.plan(["a", "b"], method="linear", output="merged").check()  # doctest: +SKIP
+        """
+        self.checker()
 
     def run(self, progress: Callable[[Progress], None] | None = None) -> Report:
         """Do the merge.

@@ -29,9 +29,9 @@ def reported(out: Output) -> Iterator[None]:
         flush()
     except typer.Exit:
         raise
-    except KeyboardInterrupt:
-        fields = {"code": "cancelled", "exit_code": _signals.exit_code(), "message": "interrupted"}
-        out.error("interrupted; nothing was written", None, fields)
+    except KeyboardInterrupt as interrupt:
+        message = str(interrupt) or "interrupted"
+        out.error(message, None, {"code": "cancelled", "exit_code": _signals.exit_code(), "message": message})
         raise typer.Exit(_signals.exit_code()) from None
     except RlmergeError as error:
         raise typer.Exit(_print(error, out)) from None

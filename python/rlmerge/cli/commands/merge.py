@@ -14,6 +14,8 @@ from rlmerge.cli._output import Output, columns, count, size
 from rlmerge.errors import RecipeError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rlmerge import Plan, Report
 
 __all__ = ["EXAMPLES", "merge"]
@@ -149,14 +151,35 @@ def merge(
             force=force,
             strict=strict,
         )
+        plan.check()
         _announce(plan, out)
         if dry_run:
             out.result(human=lambda: _table(plan), quiet=lambda: [str(plan.output)], value=plan.to_dict())
             return
-        with _progress.shown(out) as progress:
-            report = plan.run(progress)
+        report = _run(plan, out)
         _summarise(report, plan, out)
         out.result(human=lambda: [str(report.output)], quiet=lambda: [str(report.output)], value=report.to_dict())
+
+
+def _run(plan: Plan, out: Output) -> Report:
+    before = _identity(plan.output)
+    try:
+        with _progress.shown(out) as progress:
+            return plan.run(progress)
+    except KeyboardInterrupt:
+        # The signal may have come after the rename that made the output visible.
+        written = _identity(plan.output) != before
+        what = f"{plan.output} had been written and is whole" if written else "nothing was written"
+        msg = f"interrupted; {what}"
+        raise KeyboardInterrupt(msg) from None
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _experts_or_recipe(models: list[str]) -> tuple[list[str] | None, str | None]:
@@ -236,10 +259,9 @@ def _summarise(report: Report, plan: Plan, out: Output) -> None:
     tensors = count(report.totals["tensors"], "tensor") + (f" ({copied:,} copied)" if copied else "")
     moved = report.bytes_read + report.bytes_written
     rate = f", {size(moved / report.elapsed_seconds)}/s" if report.elapsed_seconds > 0 else ""
-    out.note(
-        f"merged {tensors}: read {size(report.bytes_read)}, wrote {size(report.bytes_written)} "
-        f"in {report.elapsed_seconds:.1f} s{rate}"
-    )
+    seconds = report.elapsed_seconds
+    took = f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+    out.note(f"merged {tensors}: read {size(report.bytes_read)}, wrote {size(report.bytes_written)} in {took}{rate}")
 
 
 def _table(plan: Plan) -> list[str]:

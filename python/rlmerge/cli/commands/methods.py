@@ -38,8 +38,7 @@ def methods(
 def _table(table: list[Method], out: Output) -> list[str]:
     rows = [("NAME", "BASE", "EXPERTS", "TITLE")]
     for method in table:
-        names = method.name + (f" ({', '.join(method.aliases)})" if method.aliases else "")
-        rows.append((names, method.base, _experts(method), method.title))
+        rows.append((method.name, method.base, _experts(method), method.title))
     return [*columns(rows, "<<<<"), "", "`rlmerge methods NAME` shows formula, parameters, defaults and paper"]
 
 
@@ -52,9 +51,11 @@ def _page(method: Method, out: Output) -> list[str]:
         ("random", "yes, by --seed" if method.seeded else "no"),
     ]
     if method.paper_title or method.paper_url:
-        facts.append(("paper", ", ".join(part for part in (method.paper_title, method.paper_url) if part)))
+        first, *rest = [part for part in (method.paper_title, method.paper_url) if part]
+        facts += [("paper", first), *(("", part) for part in rest)]
     lines = [out.heading(f"{method.name}: {method.title}{also}"), "", *out.paragraph(method.summary), ""]
-    lines += [f"    {line}" for line in method.formula.splitlines()]
+    # The table has formulas on one line; their clauses fit a narrow terminal.
+    lines += [f"    {clause}" for clause in method.formula.split("; ")]
     lines += ["", *columns(facts, "<<")]
     if method.parameters:
         rows = [("PARAMETER", "DEFAULT", "IN MERGEKIT", "RANGE", "EACH EXPERT")]
