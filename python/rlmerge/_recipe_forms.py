@@ -237,8 +237,7 @@ def _from_mergekit(data: dict[str, Any], source: _Source) -> Recipe:
     except RecipeError as error:
         raise source.blame(error, "merge_method") from None
 
-    recipe = Recipe(method=method.name, models=[], compat="mergekit")
-    recipe.notes.append("a recipe in mergekit's form: its defaults and rules hold (compat: mergekit)")
+    recipe = Recipe(method=method.name, models=[], compat="mergekit", form="mergekit")
     for at, model in enumerate(form.models):
         given = _numbers(model.parameters, source, "models", at, "parameters")
         recipe.models.append(Expert(model.model, _drop_idle(given, method.name, recipe)))

@@ -319,6 +319,8 @@ def _prepare(wanted: Recipe, *, force: bool) -> Plan:
         base = resolve(wanted.base)
         written[base] = wanted.base
     notes = list(wanted.notes)
+    if wanted.form == "mergekit" and wanted.compat == "mergekit":
+        notes.insert(0, "a recipe in mergekit's form: its defaults and rules hold (compat: mergekit)")
     if base is None and method.base == "required":
         choice = choose_base([expert.path for expert in experts])
         base = choice.base
@@ -355,6 +357,7 @@ def _prepare(wanted: Recipe, *, force: bool) -> Plan:
 
     def run(progress: Callable[[Progress], None] | None) -> Report:
         report = json.loads(core.run(sidecars, progress))  # type: ignore[arg-type]
+        report["plan"]["notes"] = list(notes)  # the core knows nothing of how the recipe was read
         return Report(
             output=Path(output),
             elapsed_seconds=report["elapsed_seconds"],

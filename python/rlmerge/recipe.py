@@ -72,6 +72,7 @@ class Recipe:
     shard_size: int | None = None
     threads: int | None = None
     strict: bool = False
+    form: str = "rlmerge"
     notes: list[str] = field(default_factory=list)
 
 

@@ -98,10 +98,10 @@ def test_hostile_names_cannot_reach_the_terminal(rlmerge, here):
         assert "\x1b" not in run.out + run.err
         assert "\u202e" not in run.out + run.err
         assert "Traceback" not in run.err
-    # Typer itself prints these two; what the user typed comes back without control characters.
-    for run in (rlmerge(EVIL), rlmerge("merge", "--" + EVIL)):
+    for run in (rlmerge(EVIL), rlmerge("merge", "--" + EVIL), rlmerge("merge", "a", "--seed", EVIL)):
         assert run.code == 2
         assert "\x1b" not in run.err
+        assert "\u202e" not in run.err
     card = (here / "out" / "README.md").read_text()
     assert "\x1b" not in card
     assert "\u202e" not in card

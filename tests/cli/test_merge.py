@@ -46,6 +46,8 @@ def test_all_modes_of_a_merge(rlmerge):
     assert (data.code, data.err) == (0, "")
     assert data.json["schema"] == "rlmerge.report/1"
     assert data.json["totals"]["tensors"] == 2
+    data = rlmerge("merge", "base", "a", "-m", "ties", "-o", "four", "--json")
+    assert any(note.startswith("base: base ") for note in data.json["plan"]["notes"])
 
 
 def test_all_modes_of_a_dry_run(rlmerge, here):

@@ -115,6 +115,10 @@ def test_mergekit_recipe(trio, here):
     plan = rlmerge.plan(recipe=recipe)
     assert plan.compat == "mergekit"
     assert len(plan.models) == 3
+    assert any("compat: mergekit" in note for note in plan.notes)
+    paper = rlmerge.plan(recipe=recipe, compat="paper")
+    assert paper.compat == "paper"
+    assert not any("compat: mergekit" in note for note in paper.notes)
     assert plan.run().output.name == "merged"
 
 

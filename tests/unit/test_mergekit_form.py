@@ -37,7 +37,7 @@ def test_runs_unchanged():
     ]
     assert recipe.parameters == {"normalize": True}
     assert any("int8_mask" in note for note in recipe.notes)
-    assert any("compat: mergekit" in note for note in recipe.notes)
+    assert recipe.form == "mergekit"
 
 
 def test_base_among_the_models_loses_its_weight_with_a_note():

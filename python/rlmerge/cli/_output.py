@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["Output", "clean", "columns", "count", "flush", "size"]
+__all__ = ["Output", "clean", "columns", "count", "flush", "hides", "size"]
 
 _COLOURS = {"error": "1;31", "warning": "1;33", "hint": "36", "bold": "1"}
 # Characters that move the cursor, hide text or change its direction.
@@ -122,6 +122,11 @@ def clean(text: str, *, newlines: bool = False) -> str:
         return text
     keep = {0x0A} if newlines else set()
     return "".join(c.encode("unicode_escape").decode() if ord(c) in _HIDDEN and ord(c) not in keep else c for c in text)
+
+
+def hides(text: str) -> bool:
+    """Tell whether a text holds characters that act on a terminal."""
+    return clean(text) != text
 
 
 def columns(rows: Sequence[Sequence[str]], align: str) -> list[str]:

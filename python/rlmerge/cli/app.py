@@ -30,6 +30,15 @@ def _run() -> int:
     from rlmerge.cli import _signals
 
     _signals.handle()
+    from rlmerge.cli._output import Output, hides
+
+    # Typer repeats what it does not know; older versions do so with its control characters.
+    names = [word.partition("=")[0] for word in sys.argv[1:] if word.startswith("-")]
+    odd = next((name for name in [*sys.argv[1:2], *names] if hides(name)), None)
+    if odd is not None:
+        message = f"no such command or option: {odd}"
+        Output().error(message, "`rlmerge --help` lists them", {})
+        return 2
     from rlmerge.cli._root import app
 
     code: object = 0

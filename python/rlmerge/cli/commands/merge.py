@@ -89,7 +89,7 @@ def merge(
         Values, typer.Option(metavar="KEY=VALUE", help="Any parameter by name.", rich_help_panel=_METHOD)
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(metavar="N", help="Seed of random methods. Default: 0.", rich_help_panel=_METHOD)
+        str | None, typer.Option(metavar="N", help="Seed of random methods. Default: 0.", rich_help_panel=_METHOD)
     ] = None,
     compat: Annotated[
         str | None,
@@ -102,7 +102,7 @@ def merge(
         str | None, typer.Option(metavar="SIZE", help="Largest output file. Default: 5GB.", rich_help_panel=_RESULT)
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Worker threads. Default: one a processor.", rich_help_panel=_RESULT)
+        str | None, typer.Option(metavar="N", help="Worker threads. Default: one a processor.", rich_help_panel=_RESULT)
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an existing output.", rich_help_panel=_RESULT)
@@ -143,11 +143,11 @@ def merge(
             base=base,
             output=output,
             parameters=parameters,
-            seed=seed,
+            seed=_whole(seed, "--seed"),
             dtype=dtype,
             compat=compat,
             shard_size=shard_size,
-            threads=threads,
+            threads=_whole(threads, "--threads"),
             force=force,
             strict=strict,
         )
@@ -204,6 +204,15 @@ def _scalar(text: str) -> float | int | bool | str:
     if re.fullmatch(r"[+-]?[0-9]{1,15}", text):
         return int(text)
     return float(text) if _NUMBER.fullmatch(text) else text
+
+
+def _whole(text: str | None, option: str) -> int | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"[+-]?[0-9]{1,40}", text):
+        msg = f"{option} {text}: not a whole number"
+        raise RecipeError(msg)
+    return int(text)
 
 
 def _named(pairs: list[str], given: dict[str, Any]) -> dict[str, Any]:
