@@ -150,6 +150,16 @@ def test_an_unchanged_element_keeps_its_sign_of_zero(method):
     assert bits(got)[:3].tolist() == [0x80000000, 0, 0x80000000]
 
 
+@pytest.mark.parametrize("method", drawing.DELTA_METHODS)
+@pytest.mark.parametrize("dtype", ["F64", "F32", "BF16"])
+def test_lambda_zero_gives_the_base(method, dtype):
+    """lambda * delta is exactly 0 everywhere, so that every element keeps the base's bits."""
+    base = {"w": np.array([-0.0, -0.0, 0.0, 1.0]).astype(DTYPES[dtype])}
+    expert = {"w": np.array([5.0, -5.0, -3.0, 2.0]).astype(DTYPES[dtype])}
+    density = {} if method == "task_arithmetic" else {"density": 1.0}
+    same(merged(method, base, [expert], {"lambda": 0.0, **density}), base)
+
+
 @pytest.mark.parametrize("dtype", ["U8", "I64", "BOOL", "I8", "U32"])
 def test_equal_tensors_without_arithmetic_are_copied(dtype):
     rng = np.random.default_rng(0)

@@ -72,13 +72,16 @@ def output_dtype(first: np.ndarray, dtype: str | None) -> np.dtype:
     return DTYPES[dtype] if dtype is not None else first.dtype
 
 
-def verbatim(tensor: np.ndarray, dtype: np.dtype) -> Merged:
-    """The tensor itself: its bytes when the output has its dtype, otherwise its values."""
+def verbatim(tensor: np.ndarray, dtype: np.dtype, roundings: int = 0) -> Merged:
+    """The tensor itself: its bytes when the output has its dtype, otherwise its values.
+
+    `roundings` allows for an average of equal values instead of a copy, which no law forbids there.
+    """
     if not has_arithmetic(tensor):
         zero = np.zeros(tensor.shape)
         return Merged(zero, zero, tensor.dtype, own=tensor)
     value = wide(tensor)
-    merged = Merged(value, np.abs(value), dtype, roundings=0)
+    merged = Merged(value, np.abs(value), dtype, roundings=roundings)
     if tensor.dtype == dtype:
         merged.own = tensor
     return merged

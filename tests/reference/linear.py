@@ -36,7 +36,7 @@ def merge(base, experts: Sequence[c.Model], *, weight=1.0, normalize=True, dtype
         alone = len(inputs) == 1 and effective == 1
         equal = normalize and all(c.same_bytes(x, inputs[0]) for x in inputs)
         if alone or equal:
-            out[name] = c.verbatim(inputs[0], target)
+            out[name] = c.verbatim(inputs[0], target, roundings=0 if alone else 16)
             continue
         divisor = total if normalize else 1.0
         with np.errstate(all="ignore"):

@@ -40,8 +40,10 @@ def merge(base, experts, *, t=0.5, dtype=None, compat="paper"):
     for name, a in first.items():
         b = second[name]
         target = c.output_dtype(a, dtype)
-        if not c.has_arithmetic(a) or c.same_bytes(a, b) or t == 0:
+        if not c.has_arithmetic(a) or t == 0:
             out[name] = c.verbatim(a, target)
+        elif c.same_bytes(a, b):
+            out[name] = c.verbatim(a, target, roundings=16)
         elif t == 1:
             out[name] = c.verbatim(b, target)
         else:
