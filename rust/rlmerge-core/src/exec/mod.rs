@@ -384,6 +384,7 @@ impl<'a> Run<'a> {
                     }
                     self.read_ahead(id, &tiles);
                     let slice = Slice::tile(self.plan, self.models, id);
+                    slice.populate()?;
                     slice.scan(work, scanning, id.ordinal, partial);
                     if !keep_pages {
                         slice.release();

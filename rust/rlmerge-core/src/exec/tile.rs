@@ -7,10 +7,14 @@ use super::stats::TileStats;
 use super::turnstile::Turnstile;
 use crate::error::{Error, Result};
 use crate::kernel::lanes::{self, Lanes};
+use crate::kernel::level::prefetch;
 use crate::kernel::values::Values;
 use crate::kernel::{CHUNK, Level, convert};
 use crate::plan::{Action, MergePlan, PlannedTensor, TILE_BYTES, TILE_ELEMENTS};
 use crate::shard::Checkpoint;
+
+/// Elements between the chunk in work and the one brought into the cache.
+const PREFETCH: usize = 2 * CHUNK;
 
 /// Buffers of one worker.
 pub struct Work {
@@ -90,12 +94,27 @@ impl<'a> Slice<'a> {
         self.each_shard(|shard, begin, end| shard.release(begin, end));
     }
 
+    /// Maps all pages at once instead of one fault at a time.
+    ///
+    /// # Errors
+    /// [`Error::InputChanged`] when pages cannot be had because the file is no longer what it was.
+    pub fn populate(&self) -> Result<()> {
+        let mut result = Ok(());
+        self.each_shard(|shard, begin, end| {
+            // Without the call (Linux before 5.14) pages come by faults.
+            if result.is_ok() && !shard.populate(begin, end) {
+                result = shard.verify_unchanged();
+            }
+        });
+        result
+    }
+
     /// Asks the kernel to read the pages ahead.
     pub fn prefetch(&self) {
         self.each_shard(|shard, begin, end| shard.prefetch(begin, end));
     }
 
-    fn each_shard(&self, action: impl Fn(&crate::shard::Shard, u64, u64)) {
+    fn each_shard(&self, mut action: impl FnMut(&crate::shard::Shard, u64, u64)) {
         for (at, (checkpoint, model)) in self.models.iter().enumerate() {
             let (begin, end) = self.range(at);
             if begin < end {
@@ -126,8 +145,11 @@ impl<'a> Slice<'a> {
         for (at, values) in work.values.iter_mut().enumerate().take(self.models.len()) {
             let dtype = self.tensor.sources[self.models[at].1].dtype;
             let size = (dtype.bits() / 8) as usize;
+            let bytes = self.bytes(at);
             let begin = done as usize * size;
-            values.load(work.level, dtype, &self.bytes(at)[begin..begin + len * size], len, self.tensor.wide);
+            let soon = (begin + PREFETCH * size).min(bytes.len());
+            prefetch(&bytes[soon..(soon + len * size).min(bytes.len())]);
+            values.load(work.level, dtype, &bytes[begin..begin + len * size], len, self.tensor.wide);
         }
     }
 

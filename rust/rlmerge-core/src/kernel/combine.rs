@@ -143,26 +143,3 @@ kernel! {
         n
     }
 }
-
-kernel! {
-    /// Largest magnitude; NaN is passed over.
-    pub fn largest(values: &[f64]) -> f64 {
-        let (rows, tail) = values.as_chunks::<16>();
-        let mut most = [0.0f64; 16];
-        for row in rows {
-            for (m, v) in most.iter_mut().zip(row) {
-                let a = v.abs();
-                *m = if a > *m { a } else { *m };
-            }
-        }
-        for (m, v) in most.iter_mut().zip(tail) {
-            let a = v.abs();
-            *m = if a > *m { a } else { *m };
-        }
-        let mut all = 0.0;
-        for m in most {
-            all = if m > all { m } else { all };
-        }
-        all
-    }
-}

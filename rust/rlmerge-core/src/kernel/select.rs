@@ -124,22 +124,7 @@ impl Selection {
     pub fn count(&self, level: Level, values: &[f64], positions: &mut [u32], tally: &mut Tally) {
         let positions = &mut positions[..values.len()];
         tally.above += locate(level, values, self.low, self.end(), self.shift, positions);
-        let (rows, tail) = positions.as_chunks::<8>();
-        for row in rows {
-            // Few keys fall into the window, so most groups have nothing to count.
-            if row.iter().fold(OUTSIDE, |all, p| all & p) != OUTSIDE {
-                for p in row {
-                    if let Some(bin) = tally.bins.get_mut(*p as usize) {
-                        *bin += 1;
-                    }
-                }
-            }
-        }
-        for p in tail {
-            if let Some(bin) = tally.bins.get_mut(*p as usize) {
-                *bin += 1;
-            }
-        }
+        add_to_bins(level, positions, &mut tally.bins);
     }
 
     /// Learns from the counts of a whole scan: the answer, or a smaller window for the next one.
@@ -163,6 +148,32 @@ impl Selection {
                 return;
             }
             above += count;
+        }
+    }
+}
+
+kernel! {
+    /// Counts the positions that are bins.
+    fn add_to_bins(positions: &[u32], bins: &mut [u64]) {
+        let (rows, tail) = positions.as_chunks::<8>();
+        for row in rows {
+            // Few keys fall into the window, so most groups have nothing to count.
+            let mut all = OUTSIDE;
+            for p in row {
+                all &= p;
+            }
+            if all != OUTSIDE {
+                for p in row {
+                    if let Some(bin) = bins.get_mut(*p as usize) {
+                        *bin += 1;
+                    }
+                }
+            }
+        }
+        for p in tail {
+            if let Some(bin) = bins.get_mut(*p as usize) {
+                *bin += 1;
+            }
         }
     }
 }

@@ -59,10 +59,10 @@ pub fn align<'a>(models: &[&'a Checkpoint], reference: usize) -> Result<Alignmen
     let show = |at: usize| escape(&models[at].path().to_string_lossy());
 
     for name in names {
-        let mut sources = Vec::with_capacity(models.len());
+        let mut found: Vec<(usize, &Tensor)> = Vec::with_capacity(models.len());
         for (at, model) in models.iter().enumerate() {
             if let Some(tensor) = model.get(name) {
-                sources.push(tensor);
+                found.push((at, tensor));
             } else if let Some(embedding) = tied_embedding(model, name) {
                 out.untied_head = true;
                 out.notes.push(format!(
@@ -71,16 +71,17 @@ pub fn align<'a>(models: &[&'a Checkpoint], reference: usize) -> Result<Alignmen
                     escape(name),
                     escape(&embedding.name)
                 ));
-                sources.push(embedding);
+                found.push((at, embedding));
             } else {
                 problem(name, format!("`{}` is missing from {}", escape(name), show(at)));
             }
         }
-        if sources.len() < models.len() {
+        // Where the reference model itself lacks the tensor, the others are compared among themselves.
+        let Some(&(stated, expected)) = found.iter().find(|(at, _)| *at == reference).or(found.first())
+        else {
             continue;
-        }
-        let expected = sources[reference];
-        for (at, tensor) in sources.iter().enumerate() {
+        };
+        for &(at, tensor) in &found {
             if tensor.shape != expected.shape {
                 problem(
                     name,
@@ -88,7 +89,7 @@ pub fn align<'a>(models: &[&'a Checkpoint], reference: usize) -> Result<Alignmen
                         "`{}`: shape {:?} in {}, {:?} in {}",
                         escape(name),
                         expected.shape,
-                        show(reference),
+                        show(stated),
                         tensor.shape,
                         show(at)
                     ),
@@ -102,14 +103,14 @@ pub fn align<'a>(models: &[&'a Checkpoint], reference: usize) -> Result<Alignmen
                         "`{}`: {} in {}, {} in {}",
                         escape(name),
                         expected.dtype,
-                        show(reference),
+                        show(stated),
                         tensor.dtype,
                         show(at)
                     ),
                 );
             }
         }
-        out.tensors.push(Aligned { name, sources });
+        out.tensors.push(Aligned { name, sources: found.into_iter().map(|(_, tensor)| tensor).collect() });
     }
     for (at, model) in models.iter().enumerate() {
         for tensor in model.tensors().iter().filter(|t| !known.contains(t.name.as_str())) {

@@ -9,6 +9,10 @@ use std::fs::File;
 
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 
+/// Bytes around a fault that Linux maps together (`fault_around_bytes`, 64 KiB by default). Without
+/// counting them in, each tile would leave pages of its neighbours mapped behind the reading head.
+const FAULT_AROUND: u64 = 1 << 16;
+
 /// A whole file, mapped read-only.
 ///
 /// Whoever truncates the file under the mapping makes the next read of the lost pages a SIGBUS; use
@@ -58,9 +62,11 @@ impl Mapping {
         self.map.as_ref().map_or(&[], |m| &m[begin as usize..end as usize])
     }
 
-    /// Gives the pages that hold `begin..end` back to the system, the ones at both edges too: whoever
-    /// still reads a neighbouring tile only faults them in again from the page cache.
+    /// Gives the pages that hold `begin..end` back to the system, and the neighbours that a fault at an
+    /// edge may have mapped with them: whoever still reads those only faults them in again from the page
+    /// cache.
     pub fn release(&self, begin: u64, end: u64) {
+        let (begin, end) = (begin - begin % FAULT_AROUND, end.next_multiple_of(FAULT_AROUND));
         if let Some((map, begin, len)) = self.clipped(begin, end) {
             // SAFETY: the mapping is file-backed and read-only, so its dropped pages come back with the
             // file's contents at the next access: no byte that a `&[u8]` shows changes.

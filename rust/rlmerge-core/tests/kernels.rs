@@ -1,0 +1,218 @@
+//! Every kernel at every SIMD level against the naive oracle, bit for bit, for every dtype and every
+//! length from 0 to 515 elements: all tails around the vector widths.
+
+use rlmerge_core::dtype::DType;
+use rlmerge_core::kernel::lanes::{self, Lanes};
+use rlmerge_core::kernel::values::Values;
+use rlmerge_core::kernel::{Level, combine, convert, naive};
+
+const LENGTHS: std::ops::Range<usize> = 0..516;
+
+/// Deterministic bytes in which all kinds of floats occur.
+fn bytes(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// Small numbers with repetitions, zeros of both signs and some odd ones.
+fn numbers(seed: u64, len: usize) -> Vec<f64> {
+    bytes(seed, len)
+        .iter()
+        .enumerate()
+        .map(|(i, b)| match b {
+            0..=20 => 0.0,
+            21..=30 => -0.0,
+            31 => f64::NAN,
+            32 => f64::INFINITY,
+            33 => f64::NEG_INFINITY,
+            b if i % 3 == 0 => f64::from(f32::from(*b) / 64.0 - 2.0),
+            b => f64::from(f32::from(*b) / 37.0 - 3.0),
+        })
+        .collect()
+}
+
+fn arithmetic() -> impl Iterator<Item = DType> {
+    DType::ALL.iter().copied().filter(|d| d.has_arithmetic())
+}
+
+/// NaN payloads may differ in sign between instructions; everything else must be the same bits.
+fn same(a: f64, b: f64) -> bool {
+    a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
+}
+
+fn assert_same(ours: &[f64], naive: impl Iterator<Item = f64>, what: &str, level: Level) {
+    for (i, (a, b)) in ours.iter().zip(naive).enumerate() {
+        assert!(same(*a, b), "{what} at {level:?}, length {}, element {i}: {a} is not {b}", ours.len());
+    }
+}
+
+/// Loads stored bytes and gives back `1 · value`, which is the value.
+fn load(level: Level, dtype: DType, stored: &[u8], len: usize, wide: bool) -> (Values, Vec<f64>) {
+    let mut values = Values::default();
+    values.load(level, dtype, stored, len, wide);
+    let mut out = vec![0.0; len];
+    values.weigh(level, 1.0, &mut out);
+    (values, out)
+}
+
+#[test]
+fn decoding_and_encoding() {
+    for level in Level::available() {
+        for dtype in arithmetic() {
+            let size = dtype.whole_bytes().unwrap();
+            for len in LENGTHS {
+                // One byte further: unaligned for every dtype.
+                let raw = bytes(len as u64 + 1, len * size + 1);
+                let stored = &raw[1..];
+                let wide = dtype == DType::F64;
+                let (_, decoded) = load(level, dtype, stored, len, wide);
+                assert_same(&decoded, (0..len).map(|i| naive::decode(dtype, stored, i)), dtype.name(), level);
+
+                let values: Vec<f64> = numbers(len as u64, len).iter().map(|v| v * 1.000_000_1).collect();
+                let mut out = vec![0xAA; len * size];
+                convert::encode(level, dtype, &values, &mut out);
+                for (i, v) in values.iter().enumerate() {
+                    let expected = naive::encode(dtype, *v);
+                    let got = &out[i * size..(i + 1) * size];
+                    if v.is_nan() {
+                        assert!(naive::decode(dtype, got, 0).is_nan());
+                    } else {
+                        assert_eq!(got, expected, "{dtype} of {v} at {level:?}, length {len}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn deltas_and_weighted_sums() {
+    for level in Level::available() {
+        for dtype in arithmetic() {
+            let size = dtype.whole_bytes().unwrap();
+            let wide = dtype == DType::F64;
+            for len in LENGTHS {
+                let (a, b) = (bytes(3, len * size), bytes(5, len * size));
+                let at = |raw: &[u8], i| naive::decode(dtype, raw, i);
+                let (x, _) = load(level, dtype, &a, len, wide);
+                let (base, _) = load(level, dtype, &b, len, wide);
+
+                let mut delta = vec![0.0; len];
+                x.delta(level, &base, &mut delta);
+                assert_same(
+                    &delta,
+                    (0..len).map(|i| naive::delta(at(&a, i), at(&b, i), wide)),
+                    "delta",
+                    level,
+                );
+
+                let mut sum = vec![0.0; len];
+                x.weigh(level, 0.3, &mut sum);
+                base.add_weighed(level, 0.7, &mut sum);
+                assert_same(&sum, (0..len).map(|i| 0.3 * at(&a, i) + 0.7 * at(&b, i)), "weighted sum", level);
+
+                let change = numbers(7, len);
+                let mut out = change.clone();
+                base.add_change(level, 0.4, &mut out);
+                let expected = (0..len).map(|i| naive::add_change(at(&b, i), 0.4, change[i]));
+                assert_same(&out, expected, "base plus change", level);
+            }
+        }
+    }
+}
+
+#[test]
+fn sums_have_the_same_bits_at_every_level() {
+    for level in Level::available() {
+        for dtype in [DType::F32, DType::F64] {
+            for len in LENGTHS {
+                let raw: Vec<u8> = numbers(11, len)
+                    .iter()
+                    .map(|v| if v.is_finite() { *v } else { 1.5 })
+                    .flat_map(|v| naive::encode(dtype, v / 3.0))
+                    .collect();
+                let (values, plain) = load(level, dtype, &raw, len, dtype == DType::F64);
+                let mut squares = Lanes::default();
+                values.add_squares(level, &mut squares);
+                let terms: Vec<f64> = plain.iter().map(|v| v * v).collect();
+                assert_eq!(lanes::total(&squares).to_bits(), naive::striped_sum(&terms).to_bits(), "{len}");
+                let mut products = Lanes::default();
+                values.add_products(level, &values, &mut products);
+                assert_eq!(products, squares);
+                let mut magnitudes = Lanes::default();
+                lanes::add_magnitudes(level, &plain, &mut magnitudes);
+                let terms: Vec<f64> = plain.iter().map(|v| v.abs()).collect();
+                assert_eq!(lanes::total(&magnitudes).to_bits(), naive::striped_sum(&terms).to_bits());
+            }
+        }
+    }
+}
+
+#[test]
+fn cuts_keep_and_count_what_they_should() {
+    for level in Level::available() {
+        for len in LENGTHS {
+            let values = numbers(13, len);
+            for threshold in [0.0f64, 0.5, f64::INFINITY].map(f64::to_bits) {
+                for strict in [false, true] {
+                    let mut kept = values.clone();
+                    combine::keep_large(level, &mut kept, threshold, strict);
+                    let expected =
+                        values.iter().map(|v| if naive::is_large(*v, threshold, strict) { *v } else { 0.0 });
+                    assert_same(&kept, expected, "cut", level);
+                }
+                let at = values.iter().filter(|v| v.abs().to_bits() == threshold).count() as u64;
+                assert_eq!(combine::count_at(level, &values, threshold), at);
+                for budget in [0, 1, at / 2, at, at + 5] {
+                    let (mut kept, mut left) = (values.clone(), budget);
+                    combine::keep_large_and_first_ties(&mut kept, threshold, &mut left);
+                    assert_eq!(left, budget - budget.min(at));
+                    let mut seen = 0;
+                    for (k, v) in kept.iter().zip(&values) {
+                        let tie = v.abs().to_bits() == threshold;
+                        seen += u64::from(tie);
+                        let keep = naive::is_large(*v, threshold, true) || (tie && seen <= budget);
+                        assert!(same(*k, if keep { *v } else { 0.0 }));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn elections_agree_with_the_oracle() {
+    let shares = [1.0, 0.5, 2.0];
+    for level in Level::available() {
+        for len in LENGTHS {
+            let experts: Vec<Vec<f64>> = (0..3).map(|e| numbers(17 + e, len)).collect();
+            let mut total = experts[0].clone();
+            combine::add(level, &experts[1], &mut total);
+            combine::add(level, &experts[2], &mut total);
+            for zero_is_plus in [true, false] {
+                let (mut mix, mut divisor) = (vec![0.0; len], vec![0.0; len]);
+                for (values, share) in experts.iter().zip(shares) {
+                    combine::add_agreeing(level, values, share, &total, zero_is_plus, &mut mix, &mut divisor);
+                }
+                for i in 0..len {
+                    let column = [experts[0][i], experts[1][i], experts[2][i]];
+                    let (m, d) = naive::disjoint(&column, &shares, zero_is_plus);
+                    assert!(same(mix[i], m), "{column:?}: {} is not {m}", mix[i]);
+                    assert!(m.is_nan() || divisor[i] == d);
+                }
+                let expected: Vec<f64> =
+                    mix.iter().zip(&divisor).map(|(m, d)| if *d == 0.0 { *m } else { m / d }).collect();
+                combine::divide(level, &mut mix, &divisor);
+                assert_same(&mix, expected.into_iter(), "division", level);
+            }
+            let signs: i64 = total.iter().map(|v| i64::from(*v > 0.0) - i64::from(*v < 0.0)).sum();
+            assert_eq!(combine::sum_of_signs(level, &total), signs);
+        }
+    }
+}
