@@ -7,8 +7,9 @@
 
 The floor of a merge is `cat` of all its input shards to /dev/null, then `dd bs=8M conv=fsync` of both shards of one
 input to the disk that gets the output. Each timed merge comes right after a timed floor, methods take turns
-within a round, and between two runs the last output is deleted and the disk synced, so that no run pays for
-another's dirty pages and slow drift of the machine cancels. Every run is a whole process, start-up included.
+within a round, and before each run the last output is deleted, the disk synced and the inputs read once, so that
+no run pays for another's dirty pages, the page cache is warm, and slow drift of the machine cancels. Every run is a
+whole process, start-up included.
 """
 
 from __future__ import annotations
@@ -85,14 +86,24 @@ def shards(model: Path) -> list[Path]:
     return sorted(model.glob("*.safetensors"))
 
 
-def clear(path: Path) -> None:
-    """Delete what the last run wrote and wait for the disk."""
-    shutil.rmtree(path, ignore_errors=True)
+def prepare(out: Path, inputs: list[Path]) -> None:
+    """Delete what the last run wrote, wait for the disk, and bring the inputs into the page cache.
+
+    Reading them once at the start would not do: some machines take idle pages away by themselves within seconds.
+    """
+    clear(out)
+    measure(floor_command([shard for model in inputs for shard in shards(model)], []))
+
+
+def clear(out: Path) -> None:
+    shutil.rmtree(out, ignore_errors=True)
     os.sync()
 
 
-def warm(trio: dict[str, Path]) -> None:
-    measure(floor_command([shard for model in trio.values() for shard in shards(model)], []))
+def forget(path: Path) -> None:
+    """Drop a file from the page cache."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 class Bench:
@@ -101,13 +112,20 @@ class Bench:
         self.out = work / "merged"
 
     def floor(self, inputs: list[Path]) -> Measurement:
-        clear(self.out)
+        prepare(self.out, inputs)
         self.out.mkdir()
         read = [shard for model in inputs for shard in shards(model)]
         return measure(floor_command(read, [(shard, self.out / shard.name) for shard in shards(inputs[0])]))
 
     def merge(self, method: Method) -> Measurement:
+        prepare(self.out, method.inputs(self.trio))
+        return measure(method.command(self.rlmerge, self.trio, self.out, self.threads))
+
+    def merge_cold(self, method: Method) -> Measurement:
         clear(self.out)
+        for model in method.inputs(self.trio):
+            for shard in shards(model):
+                forget(shard)
         return measure(method.command(self.rlmerge, self.trio, self.out, self.threads))
 
     def answer(self, method: Method) -> int:
@@ -116,7 +134,7 @@ class Bench:
         return check(method.name, method.parameters, models, base, self.out)
 
     def mergekit(self, method: Method, venv: Path, settings: list[str]) -> Measurement:
-        clear(self.out)
+        prepare(self.out, method.inputs(self.trio))
         recipe = self.work / "recipe.yml"
         recipe.write_text(json.dumps(method.mergekit_recipe(self.trio)))  # JSON is YAML
         program = str(venv / "bin" / "mergekit-yaml")
@@ -133,7 +151,6 @@ def run_rounds(bench: Bench, methods: list[Method], rounds: int) -> dict[str, di
     merges: dict[str, list[Measurement]] = {method.name: [] for method in methods}
     checked: dict[str, int] = {}
     manifests: dict[str, bytes] = {}
-    warm(bench.trio)
     for number in range(1, rounds + 1):
         for method in methods:
             floors[method.name].append(bench.floor(method.inputs(bench.trio)))
@@ -189,14 +206,15 @@ def run_mergekit(bench: Bench, methods: list[Method], ours: dict[str, Any], venv
     return results
 
 
-def run_memory(bench: Bench, methods: list[Method], small: dict[str, Any]) -> dict[str, Any]:
+def run_memory(small: Bench, large: Bench, methods: list[Method]) -> dict[str, Any]:
+    """Peak memory on both models from a cold page cache: the larger one may not fit into it, and cold reads weigh."""
     results = {}
     for method in methods:
-        one = bench.merge(method)
-        before = small[method.name]["peak_rss_mb"]
-        say(f"four times as large, {method.name}: {one.peak_rss_mb:.0f} MB, {one.wall_s:.1f} s")
-        results[method.name] = {**asdict(one), "growth": round(one.peak_rss_mb / before, 3)}
-    clear(bench.out)
+        one, other = small.merge_cold(method), large.merge_cold(method)
+        say(f"cold {method.name}: {one.peak_rss_mb:.0f} MB, four times as large: {other.peak_rss_mb:.0f} MB")
+        growth = round(other.peak_rss_mb / one.peak_rss_mb, 3)
+        results[method.name] = {"small": asdict(one), "large": asdict(other), "growth": growth}
+    clear(large.out)
     return results
 
 
@@ -245,9 +263,7 @@ def main() -> None:
         if arguments.memory:
             say("making the 4b trio")
             large = make_trio.make(root / "4b", "4b")
-            result["memory"] = run_memory(
-                Bench(large, root, arguments.rlmerge, arguments.threads), methods, result["methods"]
-            )
+            result["memory"] = run_memory(bench, Bench(large, root, arguments.rlmerge, arguments.threads), methods)
         print(summary(result))
         if not arguments.no_record:
             print(f"\nrecord: {record.save('spine' if arguments.size == '1b' else f'spine-{arguments.size}', result)}")
