@@ -231,7 +231,9 @@ impl MergePlan {
         let mut notes = settings.notes.clone();
         notes.extend(aligned.notes);
         let mut warnings: Vec<String> = models.iter().flat_map(|m| m.warnings().iter().cloned()).collect();
-        warnings.extend(lossy_dtypes(&tensors, &program));
+        if dtype.is_none() {
+            warnings.extend(lossy_dtypes(&tensors, &program));
+        }
         let threads = recipe
             .threads
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));

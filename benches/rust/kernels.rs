@@ -1,0 +1,103 @@
+//! Kernels in cache, in bytes of decoded input per second, at every SIMD level. Each benchmark checks its
+//! answer against the naive oracle before it is timed.
+//!
+//! `cargo bench -p rlmerge-core`
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use rlmerge_core::dtype::DType;
+use rlmerge_core::kernel::lanes::Lanes;
+use rlmerge_core::kernel::rng::{self, Stream};
+use rlmerge_core::kernel::select::Selection;
+use rlmerge_core::kernel::values::Values;
+use rlmerge_core::kernel::{CHUNK, Level, combine, convert, naive};
+
+/// Elements gone through in one iteration: a tile's worth of chunks that stay in cache.
+const ELEMENTS: usize = 64 * CHUNK;
+
+fn bf16(seed: u32) -> Vec<u8> {
+    let mut state = seed;
+    (0..CHUNK)
+        .flat_map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let value = (f64::from(state) / f64::from(u32::MAX) - 0.5) as f32 * 0.04;
+            ((value.to_bits() >> 16) as u16).to_le_bytes()
+        })
+        .collect()
+}
+
+fn in_cache(
+    group: &mut BenchmarkGroup<'_, criterion::measurement::WallTime>,
+    name: &str,
+    level: Level,
+    mut body: impl FnMut(),
+) {
+    group.bench_function(BenchmarkId::new(name, level.name()), |b| {
+        b.iter(|| {
+            for _ in 0..ELEMENTS / CHUNK {
+                body();
+            }
+        });
+    });
+}
+
+fn kernels(c: &mut Criterion) {
+    let mut group = c.benchmark_group("kernels");
+    // Bytes of one bf16 model, whatever the kernel reads.
+    group.throughput(Throughput::Bytes(2 * ELEMENTS as u64));
+    let (base_bytes, expert_bytes) = (bf16(1), bf16(2));
+    for level in Level::available() {
+        let (mut base, mut expert) = (Values::default(), Values::default());
+        base.load(level, DType::BF16, &base_bytes, CHUNK, false);
+        expert.load(level, DType::BF16, &expert_bytes, CHUNK, false);
+        let mut delta = vec![0.0; CHUNK];
+        expert.delta(level, &base, &mut delta);
+        for (i, d) in delta.iter().enumerate() {
+            let of = |bytes| naive::decode(DType::BF16, bytes, i);
+            assert_eq!(*d, naive::delta(of(&expert_bytes), of(&base_bytes), false));
+        }
+
+        in_cache(&mut group, "decode bf16", level, || {
+            base.load(level, DType::BF16, black_box(&base_bytes), CHUNK, false);
+        });
+        in_cache(&mut group, "delta", level, || expert.delta(level, black_box(&base), &mut delta));
+        let mut sum = vec![0.0; CHUNK];
+        in_cache(&mut group, "add weighed", level, || expert.add_weighed(level, black_box(0.5), &mut sum));
+        let mut squares = Lanes::default();
+        in_cache(&mut group, "add squares", level, || expert.add_squares(level, black_box(&mut squares)));
+        let mut bytes = vec![0; 2 * CHUNK];
+        in_cache(&mut group, "encode bf16", level, || {
+            convert::encode(level, DType::BF16, black_box(&delta), &mut bytes);
+        });
+        for (i, d) in delta.iter().enumerate() {
+            assert_eq!(bytes[2 * i..2 * i + 2], naive::encode(DType::BF16, *d));
+        }
+        let mut kept = delta.clone();
+        in_cache(&mut group, "random mask", level, || {
+            kept.copy_from_slice(&delta);
+            rng::keep_random(level, black_box(&mut kept), Stream::new(0, 0, "w"), 0, rng::threshold(0.5));
+        });
+
+        let mut selection = Selection::new(ELEMENTS as u64 / 5, 1 << 20, false);
+        let mut sample = delta.clone();
+        sample.resize(4 * CHUNK, 0.001);
+        selection.propose(&sample, ELEMENTS as u64);
+        let (mut tally, mut positions) = (selection.tally(), vec![0; CHUNK]);
+        in_cache(&mut group, "count for a selection", level, || {
+            selection.count(level, black_box(&delta), &mut positions, &mut tally);
+        });
+        in_cache(&mut group, "cut", level, || {
+            combine::keep_large(level, black_box(&mut kept), 0.01f64.to_bits(), false);
+        });
+        let (mut mix, mut divisor) = (vec![0.0; CHUNK], vec![0.0; CHUNK]);
+        in_cache(&mut group, "elect and add", level, || {
+            combine::add_agreeing(level, black_box(&delta), 1.0, &delta, true, &mut mix, &mut divisor);
+        });
+        in_cache(&mut group, "divide", level, || combine::divide(level, black_box(&mut mix), &divisor));
+    }
+    group.finish();
+}
+
+criterion_group!(benches, kernels);
+criterion_main!(benches);

@@ -1,0 +1,73 @@
+//! Output bits depend on the inputs, the recipe and the seed only: not on threads, shards or SIMD level.
+
+mod models;
+
+use std::path::PathBuf;
+
+use rlmerge_core::kernel::Level;
+use serde_json::{Value, json};
+
+const METHODS: &[(&str, bool)] = &[
+    ("linear", false),
+    ("slerp", false),
+    ("task_arithmetic", true),
+    ("ties", true),
+    ("dare_linear", true),
+    ("dare_ties", true),
+];
+
+/// Methods with the parameters that take every path through the scans.
+fn cases() -> Vec<(&'static str, bool, Value)> {
+    let mut cases: Vec<_> = METHODS.iter().map(|(m, base)| (*m, *base, json!({}))).collect();
+    cases.push(("ties", true, json!({"scope": "model"})));
+    cases.push(("ties", true, json!({"scope": "model", "zero_sign": "majority", "rescale": "l2"})));
+    cases.push(("ties", true, json!({"ties": "all", "rescale": "l1", "density": [0.1, 0.9]})));
+    cases.push(("dare_ties", true, json!({"zero_sign": "majority", "rescale": "l1"})));
+    cases
+}
+
+#[test]
+fn threads_shards_and_levels_do_not_change_a_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    for expert in 0..3 {
+        models::write_file(&at(&format!("{expert}.safetensors")), &models::tensors(expert));
+        models::write_folder(&at(&format!("{expert}-sharded")), &models::tensors(expert), 4);
+    }
+    let whole: Vec<PathBuf> = (0..3).map(|e| at(&format!("{e}.safetensors"))).collect();
+    let sharded: Vec<PathBuf> = (0..3).map(|e| at(&format!("{e}-sharded"))).collect();
+
+    for (number, (method, needs_base, parameters)) in cases().into_iter().enumerate() {
+        let mut first: Option<(Vec<(String, String)>, String)> = None;
+        let levels: Vec<&str> = Level::available().iter().map(|l| l.name()).collect();
+        for (run, (threads, level)) in
+            [1, 2, 7].into_iter().flat_map(|t| levels.iter().map(move |l| (t, *l))).enumerate()
+        {
+            // The level is read once a merge, and this is the only test of this program.
+            #[allow(unsafe_code, reason = "setting the environment of a test without other threads")]
+            // SAFETY: no other thread reads or writes the environment now.
+            unsafe {
+                std::env::set_var("RLMERGE_SIMD", level);
+            }
+            let inputs = if run % 2 == 0 { &whole } else { &sharded };
+            let base = needs_base.then(|| inputs[0].as_path());
+            let output = at(&format!("out-{number}-{run}.safetensors"));
+            let more = json!({"parameters": parameters, "threads": threads, "seed": 5});
+            let report = models::merge(models::recipe(method, base, &inputs[1..], &output, more)).unwrap();
+            let mut hashes: Vec<(String, String)> =
+                report.tensors.iter().map(|t| (t.name.clone(), t.blake3.clone())).collect();
+            hashes.sort();
+            let mut norms: Vec<Value> =
+                report.tensors.iter().map(|t| json!([t.name, t.norm, t.expert_norms, t.action])).collect();
+            norms.sort_by_key(ToString::to_string);
+            let this = (hashes, json!(norms).to_string());
+            match &first {
+                None => first = Some(this),
+                Some(expected) => {
+                    assert_eq!(&this, expected, "{method} {parameters} with {threads} threads at {level}");
+                }
+            }
+            std::fs::remove_file(&output).unwrap();
+        }
+    }
+}
