@@ -58,6 +58,19 @@ def test_a_tie_group_over_several_tiles(rule, scope):
             assert ((wide(got[name]) != 0) == want[name][0]).all(), name
 
 
+@pytest.mark.parametrize("scope", ["tensor", "model"])
+def test_f64_deltas_are_ranked_by_all_their_bits(scope):
+    """Magnitudes that f32 cannot tell apart; whole-model ranking mixes them with f32 deltas of the same size."""
+    rng = np.random.default_rng(4)
+    base = {"f64": np.zeros(1000), "f32": np.zeros(500, np.float32)}
+    near = 1 + (rng.permutation(1000) - 500) * 2.0**-50
+    expert = {"f64": near * rng.choice([-1, 1], 1000), "f32": np.ones(500, np.float32)}
+    got = merging.merge("ties", [expert], base, parameters={"density": 0.4, "scope": scope})
+    want = ties.masks(base, [expert], [0.4], scope=scope)
+    for name in base:
+        assert ((got[name] != 0) == want[name][0]).all(), name
+
+
 @given(
     seed=st.integers(0, 2**64 - 1),
     density=st.sampled_from([0.5, 0.1, 0.9, 1 / 3, 1.0, 1e-3]),

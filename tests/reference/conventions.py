@@ -5,7 +5,8 @@ Source: spec of the project (arithmetic and determinism; numeric robustness). In
 - delta = expert - base in f32, in f64 when any input of that tensor is F64; sums in f64; one rounding.
 - An element whose total delta is exactly 0 keeps the base's value, -0.0 included.
 - Experts of weight 0 are left out before anything else, so that the others are renumbered.
-- One expert left, of effective weight exactly 1: its own bytes. All experts equal to the base: its bytes.
+- One expert left, of effective weight exactly 1: its own bytes, or its values rounded once when the output
+  has another dtype. All experts equal to the base: the base's.
 - Tensors of dtypes without arithmetic are copied; they must be equal in all models.
 """
 

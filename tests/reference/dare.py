@@ -68,7 +68,7 @@ def merge(
         else:
             effective = weights[0] / by
         alone = len(inputs) == 1 and densities[0] == 1 and lam == 1 and effective == 1
-        if alone and inputs[0].dtype == target:
+        if alone:
             out[name] = c.verbatim(inputs[0], target)
             continue
         deltas, factors = sparse(base, experts, name, densities, rescale, seed, compat)

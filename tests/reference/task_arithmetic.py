@@ -51,7 +51,7 @@ def merge(base: c.Model, experts, *, weight=1.0, normalize=False, dtype=None, co
         target = c.output_dtype(start, dtype)
         if not c.has_arithmetic(start) or all(c.same_bytes(x, start) for x in inputs):
             out[name] = c.verbatim(start, target)
-        elif len(inputs) == 1 and lam == 1 and weights[0] / by == 1 and inputs[0].dtype == target:
+        elif len(inputs) == 1 and lam == 1 and weights[0] / by == 1:
             out[name] = c.verbatim(inputs[0], target)
         else:
             deltas = [c.delta(x, start, *inputs) for x in inputs]

@@ -29,9 +29,11 @@ from tests.reference import conventions as c
 
 
 def magnitude(delta: np.ndarray) -> np.ndarray:
-    """Sort key of |delta|: the f32 pattern without its sign, so that NaN ranks above infinity."""
-    with np.errstate(all="ignore"):
-        return np.abs(delta.astype(np.float32)).view(np.uint32).reshape(-1)
+    """Sort key of |delta|: the pattern without its sign, so that NaN ranks above infinity.
+
+    As an f64 it orders deltas of f32 and of f64 alike.
+    """
+    return np.abs(np.asarray(delta, np.float64)).reshape(-1).view(np.uint64)
 
 
 def kept_count(density: float, n: int, compat: str) -> int:
@@ -123,7 +125,7 @@ def masks(base: c.Model, experts, densities, *, scope="tensor", ties="index", co
         elif scope == "tensor":
             flat = [largest(keys[n][i], kept_count(density, keys[n][i].size, compat), ties) for n in names]
         else:
-            whole = np.concatenate([keys[n][i] for n in names]) if names else np.zeros(0, np.uint32)
+            whole = np.concatenate([keys[n][i] for n in names]) if names else np.zeros(0, np.uint64)
             mask = largest(whole, kept_count(density, whole.size, compat), ties)
             flat = np.split(mask, np.cumsum([keys[n][i].size for n in names])[:-1]) if names else []
         for name, mask in zip(names, flat, strict=True):
@@ -179,7 +181,7 @@ def merge(
             effective = sign_of if normalize else (weights[0] if weights else 0.0)
             if all(c.same_bytes(x, start) for x in inputs):
                 out[name] = c.verbatim(start, target)
-            elif alone and effective == 1 and inputs[0].dtype == target:
+            elif alone and effective == 1:
                 out[name] = c.verbatim(inputs[0], target)
             else:
                 trimmed = [np.where(m, d, 0.0) for m, d in zip(kept[name], deltas[name], strict=True)]
