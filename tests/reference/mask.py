@@ -5,8 +5,8 @@ Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC11;
 
     material = BLAKE3(b"rlmerge.mask.v1\\0" + u64le(seed) + u32le(expert) + utf8(name))
     key      = material[0:8] as two u32le;  counter words 2, 3 = material[8:16] as two u32le
-    element i of the flat tensor: block = i // 4, counter words 0, 1 = low, high half of block,
-    u = word i % 4 of the output;  the element is kept when u < floor(density * 2**32 + 1/2)
+    element i of the flat tensor: block = 8 * (i // 32) + i % 8, counter words 0, 1 = low, high half of block,
+    u = word (i // 8) % 4 of the output;  the element is kept when u < floor(density * 2**32 + 1/2)
 """
 
 import struct
@@ -39,11 +39,13 @@ def words(seed: int, name: str, expert: int, n: int) -> np.ndarray:
     """The uniform u32 of each of `n` elements."""
     material = blake3(b"rlmerge.mask.v1\0" + struct.pack("<QI", seed, expert) + name.encode()).digest()
     k0, k1, c2, c3 = struct.unpack("<4I", material[:16])
-    block = np.arange((n + 3) // 4, dtype=np.uint64)
+    element = np.arange(n, dtype=np.uint64)
+    block = np.uint64(8) * (element // np.uint64(32)) + element % np.uint64(8)
     counter = np.empty((block.size, 4), np.uint32)
     counter[:, 0], counter[:, 1] = block & LOW, block >> np.uint64(32)
     counter[:, 2], counter[:, 3] = c2, c3
-    return philox4x32_10(counter, (k0, k1)).reshape(-1)[:n]
+    word = (element // np.uint64(8)) % np.uint64(4)
+    return np.take_along_axis(philox4x32_10(counter, (k0, k1)), word[:, None].astype(np.int64), axis=1)[:, 0]
 
 
 def keep(seed: int, name: str, expert: int, shape: tuple[int, ...], density: float) -> np.ndarray:

@@ -244,13 +244,12 @@ pub fn to_odd_f32(value: f64) -> f32 {
     let near = value as f32;
     let back = f64::from(near);
     let bits = near.to_bits();
-    let inexact = back != value && bits & 1 == 0 && back.is_finite();
-    // Move one step towards `value`: outwards when the rounding went inwards. Zero moves outwards.
-    let outward = back.abs() < value.abs();
-    let moved = if outward { bits + 1 } else { bits.wrapping_sub(1) };
-    let moved =
-        if bits & 0x7fff_ffff == 0 { (((value.to_bits() >> 32) as u32) & 0x8000_0000) | 1 } else { moved };
-    f32::from_bits(if inexact && !value.is_nan() { moved } else { bits })
+    // Ordered comparisons, so that NaN stays as it is.
+    let inexact = back < value || back > value;
+    // One step towards `value`: outwards when the rounding went inwards.
+    let step = if back.abs() < value.abs() { 1 } else { u32::MAX };
+    let odd = bits.wrapping_add(step);
+    f32::from_bits(if inexact && bits & 1 == 0 { odd } else { bits })
 }
 
 #[cfg(test)]
@@ -364,6 +363,10 @@ mod tests {
         assert!(to_odd_f32(f64::NAN).is_nan());
         assert_eq!(to_odd_f32(1e-60).to_bits(), 1);
         assert_eq!(to_odd_f32(-1e-60).to_bits(), 0x8000_0001);
-        assert_eq!(to_odd_f32(1e300), f32::INFINITY);
+        // Beyond the largest f32 the odd neighbour is that f32, which every narrower type rounds to infinity.
+        assert_eq!(to_odd_f32(1e300), f32::MAX);
+        assert_eq!(Bf16::encode(to_odd_f32(-1e300)), 0xff80u16.to_le_bytes());
+        assert_eq!(F16::encode(to_odd_f32(1e300)), 0x7c00u16.to_le_bytes());
+        assert_eq!(to_odd_f32(f64::INFINITY), f32::INFINITY);
     }
 }

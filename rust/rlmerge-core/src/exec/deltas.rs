@@ -239,15 +239,8 @@ impl Job for DeltasJob<'_> {
                     if let Mask::Largest(selection) = &self.experts[at].mask
                         && selection.cut().is_none()
                     {
-                        self.delta(chunk, at);
-                        let scratch = &mut *chunk.scratch;
-                        let values = &scratch.deltas[at][..chunk.len];
-                        selection.count(
-                            chunk.level,
-                            values,
-                            &mut scratch.positions,
-                            &mut partial.tallies[at],
-                        );
+                        let (base, expert) = (&chunk.values[0], &chunk.values[at + 1]);
+                        selection.count(chunk.level, expert, base, &mut partial.tallies[at]);
                     }
                 }
                 Step::Norms => {

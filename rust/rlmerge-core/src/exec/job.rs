@@ -31,8 +31,6 @@ pub struct Scratch {
     pub divisor: Vec<f64>,
     /// The result.
     pub out: Vec<f64>,
-    /// Bins of a selection.
-    pub positions: Vec<u32>,
 }
 
 impl Scratch {
@@ -44,7 +42,6 @@ impl Scratch {
             total: buffer(),
             divisor: buffer(),
             out: buffer(),
-            positions: vec![0; CHUNK],
         }
     }
 }

@@ -29,11 +29,11 @@ macro_rules! per_width {
             }
         }
         kernel! {
-            /// `change = base + factor · change`; where `change` is zero the base as it is, −0.0 included.
+            /// `change = base + factor · change`; where nothing is added the base as it is, −0.0 included.
             pub fn $add_change(base: &[$ty], factor: f64, change: &mut [f64]) {
                 for (c, b) in change.iter_mut().zip(base) {
-                    let b = f64::from(*b);
-                    *c = if *c == 0.0 { b } else { b + factor * *c };
+                    let (b, step) = (f64::from(*b), factor * *c);
+                    *c = if step == 0.0 { b } else { b + step };
                 }
             }
         }

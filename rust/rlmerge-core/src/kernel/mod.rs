@@ -17,6 +17,6 @@ pub mod values;
 
 pub use level::Level;
 
-/// Elements worked on at a time. A multiple of the 16 lanes of reductions and of the 64 elements
+/// Elements worked on at a time. A multiple of the 16 lanes of reductions and of the 32 elements
 /// that the random masks make at once.
 pub const CHUNK: usize = 1024;

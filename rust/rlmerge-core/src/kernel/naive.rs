@@ -45,7 +45,7 @@ pub fn delta(expert: f64, base: f64, wide: bool) -> f64 {
 /// Base plus change, the base as it is where nothing changes.
 #[must_use]
 pub fn add_change(base: f64, factor: f64, change: f64) -> f64 {
-    if change == 0.0 { base } else { base + factor * change }
+    if factor * change == 0.0 { base } else { base + factor * change }
 }
 
 /// Whether a magnitude cut keeps the value.

@@ -3,16 +3,17 @@
 //!
 //! The generator is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
 //! SC 2011). Its key and the upper half of its counter come from
-//! `BLAKE3("rlmerge.mask.v1\0" ‖ seed u64 LE ‖ expert u32 LE ‖ tensor name)`, the lower half is
-//! `i / 4`, and element `i` takes output word `i mod 4`.
+//! `BLAKE3("rlmerge.mask.v1\0" ‖ seed u64 LE ‖ expert u32 LE ‖ tensor name)`, the lower half is the number of
+//! a block. Eight blocks serve 32 elements: element `i` takes word `⌊i/8⌋ mod 4` of block
+//! `8·⌊i/32⌋ + i mod 8`, so that eight elements side by side need no shuffling of words.
 
 use super::level::kernel;
 
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 const ROUNDS: usize = 10;
-/// Counters advanced together.
-const WIDTH: usize = 16;
+/// Blocks made together; part of the definition above.
+const WIDTH: usize = 8;
 
 /// The stream of random words of one tensor of one expert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,17 +66,19 @@ pub fn threshold(probability: f64) -> u64 {
     (probability * 4_294_967_296.0 + 0.5).floor() as u64
 }
 
-/// `WIDTH` consecutive blocks at once, as four columns.
+/// `WIDTH` consecutive blocks at once, as four columns of words in 64-bit lanes whose upper halves are
+/// garbage until the end: the multiplication ignores them.
 #[inline(always)]
-fn philox_columns(first_block: u64, stream: Stream) -> [[u32; WIDTH]; 4] {
-    let mut c0 = [0u32; WIDTH];
-    let mut c1 = [0u32; WIDTH];
-    let mut c2 = [stream.high[0]; WIDTH];
-    let mut c3 = [stream.high[1]; WIDTH];
+fn philox_columns(first_block: u64, stream: Stream) -> [[u64; WIDTH]; 4] {
+    const LOW: u64 = 0xffff_ffff;
+    let mut c0 = [0u64; WIDTH];
+    let mut c1 = [0u64; WIDTH];
+    let mut c2 = [u64::from(stream.high[0]); WIDTH];
+    let mut c3 = [u64::from(stream.high[1]); WIDTH];
     for i in 0..WIDTH {
         let block = first_block + i as u64;
-        c0[i] = block as u32;
-        c1[i] = (block >> 32) as u32;
+        c0[i] = block;
+        c1[i] = block >> 32;
     }
     let mut key = stream.key;
     for round in 0..ROUNDS {
@@ -83,12 +86,17 @@ fn philox_columns(first_block: u64, stream: Stream) -> [[u32; WIDTH]; 4] {
             key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
         }
         for i in 0..WIDTH {
-            let a = u64::from(MULTIPLIERS[0]) * u64::from(c0[i]);
-            let b = u64::from(MULTIPLIERS[1]) * u64::from(c2[i]);
-            c0[i] = (b >> 32) as u32 ^ c1[i] ^ key[0];
-            c2[i] = (a >> 32) as u32 ^ c3[i] ^ key[1];
-            c1[i] = b as u32;
-            c3[i] = a as u32;
+            let a = u64::from(MULTIPLIERS[0]) * (c0[i] & LOW);
+            let b = u64::from(MULTIPLIERS[1]) * (c2[i] & LOW);
+            c0[i] = (b >> 32) ^ c1[i] ^ u64::from(key[0]);
+            c2[i] = (a >> 32) ^ c3[i] ^ u64::from(key[1]);
+            c1[i] = b;
+            c3[i] = a;
+        }
+    }
+    for column in [&mut c0, &mut c1, &mut c2, &mut c3] {
+        for word in column {
+            *word &= LOW;
         }
     }
     [c0, c1, c2, c3]
@@ -96,27 +104,23 @@ fn philox_columns(first_block: u64, stream: Stream) -> [[u32; WIDTH]; 4] {
 
 kernel! {
     /// Drops every value whose random word is not below `threshold`. `first` is the tensor's element
-    /// index of `values[0]`, a multiple of 64.
+    /// index of `values[0]`, a multiple of 32.
     pub fn keep_random(values: &mut [f64], stream: Stream, first: u64, threshold: u64) {
         const SPAN: usize = 4 * WIDTH;
         let (rows, tail) = values.as_chunks_mut::<SPAN>();
         let mut block = first / 4;
         for row in rows {
             let columns = philox_columns(block, stream);
-            let mut words = [0u32; SPAN];
-            for i in 0..WIDTH {
-                for j in 0..4 {
-                    words[4 * i + j] = columns[j][i];
+            for (part, column) in row.as_chunks_mut::<WIDTH>().0.iter_mut().zip(&columns) {
+                for (v, word) in part.iter_mut().zip(column) {
+                    *v = if *word < threshold { *v } else { 0.0 };
                 }
-            }
-            for (v, u) in row.iter_mut().zip(&words) {
-                *v = if u64::from(*u) < threshold { *v } else { 0.0 };
             }
             block += WIDTH as u64;
         }
         let columns = philox_columns(block, stream);
         for (i, v) in tail.iter_mut().enumerate() {
-            *v = if u64::from(columns[i % 4][i / 4]) < threshold { *v } else { 0.0 };
+            *v = if columns[i / WIDTH][i % WIDTH] < threshold { *v } else { 0.0 };
         }
     }
 }
@@ -154,9 +158,9 @@ mod tests {
                     keep_random(level, &mut ours, stream, first, limit);
                     for (i, v) in ours.iter().enumerate() {
                         let at = first + i as u64;
-                        let block = at / 4;
+                        let block = at / 32 * 8 + at % 8;
                         let counter = [block as u32, (block >> 32) as u32, stream.high[0], stream.high[1]];
-                        let kept = u64::from(philox4x32(counter, stream.key)[(at % 4) as usize]) < limit;
+                        let kept = u64::from(philox4x32(counter, stream.key)[(at / 8 % 4) as usize]) < limit;
                         assert_eq!(*v, if kept { i as f64 + 1.0 } else { 0.0 }, "{level:?} {len} {i}");
                     }
                 }

@@ -1,22 +1,23 @@
 //! Exact selection of the k largest magnitudes by counting, without sorting or copying a tensor.
 //!
-//! A key is the bit pattern of `|δ|` as f64, which orders like the magnitude. A scan counts how
-//! many keys lie above a window and how they spread inside it; the window then shrinks to the bin
+//! A key is the bit pattern of `|δ|` in the arithmetic of the tensor (f32, or f64), which orders like the
+//! magnitude. A scan counts how many keys lie above a window and how they spread inside it; the window then shrinks to the bin
 //! that holds the k-th largest, until a bin is one key wide. A sample proposes the first window, so
 //! that one scan is normally enough; a bad sample costs a further scan and never a wrong answer.
 
 use super::combine::MAGNITUDE;
 use super::level::{Level, kernel};
+use super::values::{Numbers, Values};
 
-/// Low bits that are zero in the f64 bits of every value that came from an f32.
-const NARROW_GRAIN: u32 = 29;
+/// All bits of an f32 but the sign.
+const NARROW_MAGNITUDE: u32 = u32::MAX >> 1;
 /// Outside the window.
 const OUTSIDE: u32 = u32::MAX;
 
 /// The k-th largest magnitude and its ties.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
-    /// Bits of the threshold magnitude.
+    /// Bits of the threshold magnitude as f64.
     pub threshold: u64,
     /// Number of elements at the threshold.
     pub ties: u64,
@@ -46,7 +47,7 @@ impl Tally {
 pub struct Selection {
     rank: u64,
     max_bins: usize,
-    grain: u32,
+    wide: bool,
     low: u64,
     shift: u32,
     bins: usize,
@@ -58,10 +59,28 @@ impl Selection {
     /// `wide` says that values carry full f64 precision.
     #[must_use]
     pub fn new(rank: u64, max_bins: usize, wide: bool) -> Self {
-        let grain = if wide { 0 } else { NARROW_GRAIN };
-        let mut s = Self { rank, max_bins, grain, low: 0, shift: 0, bins: 0, cut: None };
-        s.set_window(0, MAGNITUDE + 1);
+        let mut s = Self { rank, max_bins, wide, low: 0, shift: 0, bins: 0, cut: None };
+        s.set_window(0, s.end_of_keys());
         s
+    }
+
+    /// One past the largest key.
+    fn end_of_keys(&self) -> u64 {
+        if self.wide { MAGNITUDE + 1 } else { u64::from(NARROW_MAGNITUDE) + 1 }
+    }
+
+    /// Key of a delta; in f32 arithmetic an f64 that holds one has an f32's value.
+    fn key(&self, value: f64) -> u64 {
+        if self.wide {
+            value.to_bits() & MAGNITUDE
+        } else {
+            u64::from((value as f32).to_bits() & NARROW_MAGNITUDE)
+        }
+    }
+
+    /// Bits, as f64, of the magnitude with this key.
+    fn magnitude(&self, key: u64) -> u64 {
+        if self.wide { key } else { f64::from(f32::from_bits(key as u32)).to_bits() }
     }
 
     /// The answer, once found.
@@ -73,13 +92,14 @@ impl Selection {
     /// Narrows the first window by a sample of the values, out of `population`; the answer, if the sample
     /// is the whole population.
     pub fn propose(&mut self, sample: &[f64], population: u64) {
-        let mut keys: Vec<u64> = sample.iter().map(|v| v.to_bits() & MAGNITUDE).collect();
+        let mut keys: Vec<u64> = sample.iter().map(|v| self.key(*v)).collect();
         let len = keys.len();
         if len as u64 == population && self.rank >= 1 && self.rank <= population {
             let at = len - self.rank as usize;
             let threshold = *keys.select_nth_unstable(at).1;
             let above = keys.iter().filter(|k| **k > threshold).count() as u64;
             let ties = keys.iter().filter(|k| **k == threshold).count() as u64;
+            let threshold = self.magnitude(threshold);
             self.cut = Some(Cut { threshold, ties, kept_ties: self.rank - above });
             return;
         }
@@ -88,21 +108,22 @@ impl Selection {
         }
         let share = self.rank as f64 / population as f64;
         let expected = share * len as f64;
-        // Three and a half standard deviations of a binomial count, and some slack for rows that differ.
-        let margin = 3.5 * (expected * (1.0 - share)).max(1.0).sqrt() + len as f64 * 0.004;
+        // Three standard deviations of a binomial count, and some slack for rows that differ.
+        let margin = 3.0 * (expected * (1.0 - share)).max(1.0).sqrt() + len as f64 * 0.003;
         let from_top = |rank: f64| -> Option<usize> {
             let rank = rank.round();
             (rank >= 0.0 && rank < len as f64).then(|| len - 1 - rank as usize)
         };
         let low = from_top(expected + margin).map_or(0, |at| *keys.select_nth_unstable(at).1);
-        let high = from_top(expected - margin).map_or(MAGNITUDE, |at| *keys.select_nth_unstable(at).1);
-        self.set_window(low, high.saturating_add(1).min(MAGNITUDE + 1));
+        let high =
+            from_top(expected - margin).map_or(self.end_of_keys() - 1, |at| *keys.select_nth_unstable(at).1);
+        self.set_window(low, high + 1);
     }
 
     fn set_window(&mut self, low: u64, end: u64) {
-        self.low = (low >> self.grain) << self.grain;
-        let width = end - self.low;
-        let mut shift = self.grain;
+        self.low = low;
+        let width = end - low;
+        let mut shift = 0;
         while (width - 1) >> shift >= self.max_bins as u64 {
             shift += 1;
         }
@@ -120,18 +141,27 @@ impl Selection {
         self.low + ((self.bins as u64) << self.shift)
     }
 
-    /// Counts a chunk. `positions` is scratch of the chunk's length.
-    pub fn count(&self, level: Level, values: &[f64], positions: &mut [u32], tally: &mut Tally) {
-        let positions = &mut positions[..values.len()];
-        tally.above += locate(level, values, self.low, self.end(), self.shift, positions);
-        add_to_bins(level, positions, &mut tally.bins);
+    /// Counts a chunk of the deltas of `expert`.
+    pub fn count(&self, level: Level, expert: &Values, base: &Values, tally: &mut Tally) {
+        let (low, width) = (self.low, (self.bins as u64) << self.shift);
+        tally.above += match (expert.numbers(), base.numbers()) {
+            (Numbers::Narrow(x), Numbers::Narrow(b)) => {
+                // Keys of f32 end below 2^31, so a window that reaches further is cut there.
+                let width = width.min(self.end_of_keys() - low) as u32;
+                count_narrow(level, x, b, low as u32, width, self.shift, &mut tally.bins)
+            }
+            (Numbers::Wide(x), Numbers::Wide(b)) => {
+                count_wide(level, x, b, low, width, self.shift, &mut tally.bins)
+            }
+            _ => unreachable!("the models of a tensor share one width"),
+        };
     }
 
     /// Learns from the counts of a whole scan: the answer, or a smaller window for the next one.
     pub fn learn(&mut self, tally: &Tally) {
         let inside: u64 = tally.bins.iter().sum();
         if tally.above >= self.rank {
-            return self.set_window(self.end(), MAGNITUDE + 1);
+            return self.set_window(self.end(), self.end_of_keys());
         }
         if tally.above + inside < self.rank {
             return self.set_window(0, self.low);
@@ -140,7 +170,8 @@ impl Selection {
         for (at, count) in tally.bins.iter().enumerate().rev() {
             if above + count >= self.rank {
                 let threshold = self.low + ((at as u64) << self.shift);
-                if self.shift == self.grain {
+                if self.shift == 0 {
+                    let threshold = self.magnitude(threshold);
                     self.cut = Some(Cut { threshold, ties: *count, kept_ties: self.rank - above });
                 } else {
                     self.set_window(threshold, threshold + (1 << self.shift));
@@ -152,50 +183,59 @@ impl Selection {
     }
 }
 
-kernel! {
-    /// Counts the positions that are bins.
-    fn add_to_bins(positions: &[u32], bins: &mut [u64]) {
-        let (rows, tail) = positions.as_chunks::<8>();
-        for row in rows {
-            // Few keys fall into the window, so most groups have nothing to count.
-            let mut all = OUTSIDE;
-            for p in row {
-                all &= p;
-            }
-            if all != OUTSIDE {
-                for p in row {
-                    if let Some(bin) = bins.get_mut(*p as usize) {
-                        *bin += 1;
+macro_rules! counters {
+    ($name:ident, $ty:ty, $bits:ty, $magnitude:expr) => {
+        kernel! {
+            /// Counts deltas by their bins in the window of `width` keys from `low`, and returns how many lie above.
+            fn $name(expert: &[$ty], base: &[$ty], low: $bits, width: $bits, shift: u32, bins: &mut [u64]) -> u64 {
+                const ROW: usize = 16;
+                let mut above = 0;
+                let (rows_x, tail_x) = expert.as_chunks::<ROW>();
+                let (rows_b, tail_b) = base.as_chunks::<ROW>();
+                for (x, b) in rows_x.iter().zip(rows_b) {
+                    let mut positions = [OUTSIDE; ROW];
+                    let mut all = OUTSIDE;
+                    let mut beyond = 0u32;
+                    for i in 0..ROW {
+                        let key = (x[i] - b[i]).to_bits() & $magnitude;
+                        let offset = key.wrapping_sub(low);
+                        let position = if offset < width { (offset >> shift) as u32 } else { OUTSIDE };
+                        positions[i] = position;
+                        all &= position;
+                        beyond += u32::from(key >= low) & u32::from(offset >= width);
+                    }
+                    above += u64::from(beyond);
+                    // Few keys fall into the window, so most rows have nothing to count.
+                    if all != OUTSIDE {
+                        for position in positions {
+                            if let Some(bin) = bins.get_mut(position as usize) {
+                                *bin += 1;
+                            }
+                        }
                     }
                 }
+                for (x, b) in tail_x.iter().zip(tail_b) {
+                    let key = (x - b).to_bits() & $magnitude;
+                    let offset = key.wrapping_sub(low);
+                    if key >= low && offset >= width {
+                        above += 1;
+                    } else if key >= low {
+                        bins[(offset >> shift) as usize] += 1;
+                    }
+                }
+                above
             }
         }
-        for p in tail {
-            if let Some(bin) = bins.get_mut(*p as usize) {
-                *bin += 1;
-            }
-        }
-    }
+    };
 }
 
-kernel! {
-    /// Bin of each value in the window `low..end`, or `OUTSIDE`; returns how many lie above it.
-    fn locate(values: &[f64], low: u64, end: u64, shift: u32, positions: &mut [u32]) -> u64 {
-        let mut above = 0;
-        let width = end - low;
-        for (p, v) in positions.iter_mut().zip(values) {
-            let key = v.to_bits() & MAGNITUDE;
-            let offset = key.wrapping_sub(low);
-            *p = if offset < width { (offset >> shift) as u32 } else { OUTSIDE };
-            above += u64::from(key >= end);
-        }
-        above
-    }
-}
+counters!(count_narrow, f32, u32, NARROW_MAGNITUDE);
+counters!(count_wide, f64, u64, MAGNITUDE);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dtype::DType;
     use crate::kernel::CHUNK;
 
     fn search(values: &[f64], rank: u64, bins: usize, wide: bool, sample: Option<&[f64]>) -> (Cut, usize) {
@@ -207,7 +247,15 @@ mod tests {
         while s.cut().is_none() {
             let mut tally = s.tally();
             for chunk in values.chunks(CHUNK) {
-                s.count(Level::choose(), chunk, &mut [0; CHUNK], &mut tally);
+                let stored = |v: &f64| {
+                    if wide { v.to_le_bytes().to_vec() } else { (*v as f32).to_le_bytes().to_vec() }
+                };
+                let bytes: Vec<u8> = chunk.iter().flat_map(stored).collect();
+                let dtype = if wide { DType::F64 } else { DType::F32 };
+                let (mut expert, mut base) = (Values::default(), Values::default());
+                expert.load(Level::choose(), dtype, &bytes, chunk.len(), wide);
+                base.load(Level::choose(), dtype, &vec![0; bytes.len()], chunk.len(), wide);
+                s.count(Level::choose(), &expert, &base, &mut tally);
             }
             s.learn(&tally);
             scans += 1;

@@ -11,6 +11,14 @@ pub struct Values {
     len: usize,
 }
 
+/// The numbers of a chunk in their width.
+pub enum Numbers<'a> {
+    /// f32.
+    Narrow(&'a [f32]),
+    /// f64.
+    Wide(&'a [f64]),
+}
+
 impl Default for Values {
     fn default() -> Self {
         Self { narrow: vec![0.0; CHUNK], wide: vec![0.0; CHUNK], is_wide: false, len: 0 }
@@ -28,6 +36,16 @@ impl Values {
             if wide {
                 convert::widen(level, &self.narrow[..len], &mut self.wide[..len]);
             }
+        }
+    }
+
+    /// The numbers.
+    #[must_use]
+    pub fn numbers(&self) -> Numbers<'_> {
+        if self.is_wide {
+            Numbers::Wide(&self.wide[..self.len])
+        } else {
+            Numbers::Narrow(&self.narrow[..self.len])
         }
     }
 
@@ -58,7 +76,7 @@ impl Values {
         }
     }
 
-    /// `change = self + factor · change` where `change` is not zero, else `self`, signed zeros included.
+    /// `change = self + factor · change` where that adds something, else `self`, signed zeros included.
     pub fn add_change(&self, level: Level, factor: f64, change: &mut [f64]) {
         if self.is_wide {
             combine::add_change_wide(level, &self.wide[..self.len], factor, change);

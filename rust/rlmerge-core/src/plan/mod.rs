@@ -141,7 +141,8 @@ pub struct MergePlan {
     pub models: Vec<PlannedModel>,
     /// Index of the base.
     pub base: Option<usize>,
-    /// Output tensors in the file order of the first model.
+    /// Output tensors: in the file order of the first model, or by name when a selection runs over the whole
+    /// model.
     pub tensors: Vec<PlannedTensor>,
     /// Output files.
     pub layout: Layout,
@@ -213,6 +214,10 @@ impl MergePlan {
                 shard: 0,
                 offset: 0,
             });
+        }
+        if program.passes().whole_model {
+            // The first ties of a whole model are kept in this order, which must not depend on shards.
+            tensors.sort_by(|a, b| a.name.cmp(&b.name));
         }
         let items: Vec<Item<'_>> = tensors
             .iter()

@@ -90,6 +90,8 @@ fn five_gigabytes() -> u64 {
     5_000_000_000
 }
 
+/// Sum of weights that mergekit takes for zero.
+const MERGEKIT_TINY_SUM: f64 = 1e-8;
 /// Most worker threads that a recipe may ask for.
 const MAX_THREADS: usize = 1024;
 
@@ -272,7 +274,9 @@ impl Settings {
         let by_sum = matches!(self.method.family, Family::Linear | Family::Deltas(_, false));
         if by_sum && self.flag("normalize") {
             let sum: f64 = self.weights().iter().sum();
-            if sum == 0.0 || !sum.is_finite() {
+            // mergekit takes a tiny sum for zero, and then silently does not divide.
+            let tiny = if self.compat == Compat::Mergekit { MERGEKIT_TINY_SUM } else { 0.0 };
+            if sum.abs() <= tiny || !sum.is_finite() {
                 return Err(Error::ZeroWeightSum { method: self.method.name.into(), sum });
             }
         }
