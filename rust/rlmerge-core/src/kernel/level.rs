@@ -29,10 +29,14 @@ impl Level {
         let mut levels = vec![Self::BASELINE];
         #[cfg(target_arch = "x86_64")]
         {
-            if std::arch::is_x86_feature_detected!("avx2") {
+            let avx2 = std::arch::is_x86_feature_detected!("avx2")
+                && std::arch::is_x86_feature_detected!("popcnt")
+                && std::arch::is_x86_feature_detected!("bmi1");
+            if avx2 {
                 levels.push(Self(Isa::Avx2));
             }
-            if std::arch::is_x86_feature_detected!("avx512f")
+            if avx2
+                && std::arch::is_x86_feature_detected!("avx512f")
                 && std::arch::is_x86_feature_detected!("avx512bw")
                 && std::arch::is_x86_feature_detected!("avx512dq")
                 && std::arch::is_x86_feature_detected!("avx512vl")
@@ -102,12 +106,12 @@ macro_rules! kernel {
             fn body($($arg: $ty),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2")]
+            #[target_feature(enable = "avx2,popcnt,bmi1")]
             #[allow(clippy::too_many_arguments, reason = "kernels take plain slices and numbers")]
             fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
 
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,popcnt,bmi1")]
             #[allow(clippy::too_many_arguments, reason = "kernels take plain slices and numbers")]
             fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
 

@@ -12,8 +12,11 @@ use super::level::kernel;
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 const ROUNDS: usize = 10;
-/// Blocks made together; part of the definition above.
+/// Blocks that serve 32 elements together; part of the definition above.
 const WIDTH: usize = 8;
+/// Blocks made together in one go.
+const BATCH: usize = 8 * WIDTH;
+const LOW: u64 = 0xffff_ffff;
 
 /// The stream of random words of one tensor of one expert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,16 +69,15 @@ pub fn threshold(probability: f64) -> u64 {
     (probability * 4_294_967_296.0 + 0.5).floor() as u64
 }
 
-/// `WIDTH` consecutive blocks at once, as four columns of words in 64-bit lanes whose upper halves are
-/// garbage until the end: the multiplication ignores them.
+/// The words of `BATCH` consecutive blocks, as four columns of 64-bit lanes whose upper halves are garbage:
+/// the multiplication ignores them. A batch is long enough for the compiler to make vector loops of it.
 #[inline(always)]
-fn philox_columns(first_block: u64, stream: Stream) -> [[u64; WIDTH]; 4] {
-    const LOW: u64 = 0xffff_ffff;
-    let mut c0 = [0u64; WIDTH];
-    let mut c1 = [0u64; WIDTH];
-    let mut c2 = [u64::from(stream.high[0]); WIDTH];
-    let mut c3 = [u64::from(stream.high[1]); WIDTH];
-    for i in 0..WIDTH {
+fn philox_columns(first_block: u64, stream: Stream) -> [[u64; BATCH]; 4] {
+    let mut c0 = [0u64; BATCH];
+    let mut c1 = [0u64; BATCH];
+    let mut c2 = [u64::from(stream.high[0]); BATCH];
+    let mut c3 = [u64::from(stream.high[1]); BATCH];
+    for i in 0..BATCH {
         let block = first_block + i as u64;
         c0[i] = block;
         c1[i] = block >> 32;
@@ -85,18 +87,13 @@ fn philox_columns(first_block: u64, stream: Stream) -> [[u64; WIDTH]; 4] {
         if round > 0 {
             key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
         }
-        for i in 0..WIDTH {
+        for i in 0..BATCH {
             let a = u64::from(MULTIPLIERS[0]) * (c0[i] & LOW);
             let b = u64::from(MULTIPLIERS[1]) * (c2[i] & LOW);
             c0[i] = (b >> 32) ^ c1[i] ^ u64::from(key[0]);
             c2[i] = (a >> 32) ^ c3[i] ^ u64::from(key[1]);
             c1[i] = b;
             c3[i] = a;
-        }
-    }
-    for column in [&mut c0, &mut c1, &mut c2, &mut c3] {
-        for word in column {
-            *word &= LOW;
         }
     }
     [c0, c1, c2, c3]
@@ -106,21 +103,16 @@ kernel! {
     /// Drops every value whose random word is not below `threshold`. `first` is the tensor's element
     /// index of `values[0]`, a multiple of 32.
     pub fn keep_random(values: &mut [f64], stream: Stream, first: u64, threshold: u64) {
-        const SPAN: usize = 4 * WIDTH;
-        let (rows, tail) = values.as_chunks_mut::<SPAN>();
         let mut block = first / 4;
-        for row in rows {
+        for batch in values.chunks_mut(4 * BATCH) {
             let columns = philox_columns(block, stream);
-            for (part, column) in row.as_chunks_mut::<WIDTH>().0.iter_mut().zip(&columns) {
-                for (v, word) in part.iter_mut().zip(column) {
-                    *v = if *word < threshold { *v } else { 0.0 };
+            for (i, eight) in batch.chunks_mut(WIDTH).enumerate() {
+                let words = &columns[i % 4][i / 4 * WIDTH..][..WIDTH];
+                for (v, word) in eight.iter_mut().zip(words) {
+                    *v = if word & LOW < threshold { *v } else { 0.0 };
                 }
             }
-            block += WIDTH as u64;
-        }
-        let columns = philox_columns(block, stream);
-        for (i, v) in tail.iter_mut().enumerate() {
-            *v = if columns[i / WIDTH][i % WIDTH] < threshold { *v } else { 0.0 };
+            block += BATCH as u64;
         }
     }
 }

@@ -11,8 +11,6 @@ use super::values::{Numbers, Values};
 
 /// All bits of an f32 but the sign.
 const NARROW_MAGNITUDE: u32 = u32::MAX >> 1;
-/// Outside the window.
-const OUTSIDE: u32 = u32::MAX;
 
 /// The k-th largest magnitude and its ties.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,43 +181,58 @@ impl Selection {
     }
 }
 
+/// Deltas looked at together.
+const ROW: usize = 16;
+/// One bit for each of them.
+const BITS: [u32; ROW] = {
+    let mut bits = [0; ROW];
+    let mut i = 0;
+    while i < ROW {
+        bits[i] = 1 << i;
+        i += 1;
+    }
+    bits
+};
+
 macro_rules! counters {
     ($name:ident, $ty:ty, $bits:ty, $magnitude:expr) => {
         kernel! {
             /// Counts deltas by their bins in the window of `width` keys from `low`, and returns how many lie above.
             fn $name(expert: &[$ty], base: &[$ty], low: $bits, width: $bits, shift: u32, bins: &mut [u64]) -> u64 {
-                const ROW: usize = 16;
                 let mut above = 0;
+                let end = low + width;
                 let (rows_x, tail_x) = expert.as_chunks::<ROW>();
                 let (rows_b, tail_b) = base.as_chunks::<ROW>();
                 for (x, b) in rows_x.iter().zip(rows_b) {
-                    let mut positions = [OUTSIDE; ROW];
-                    let mut all = OUTSIDE;
+                    // Step by step through small arrays, which the compiler turns into vectors and their
+                    // comparisons into masks.
+                    let mut offsets = [0; ROW];
+                    let mut bits = [0u32; ROW];
                     let mut beyond = 0u32;
                     for i in 0..ROW {
                         let key = (x[i] - b[i]).to_bits() & $magnitude;
-                        let offset = key.wrapping_sub(low);
-                        let position = if offset < width { (offset >> shift) as u32 } else { OUTSIDE };
-                        positions[i] = position;
-                        all &= position;
-                        beyond += u32::from(key >= low) & u32::from(offset >= width);
+                        offsets[i] = key.wrapping_sub(low);
+                        bits[i] = if offsets[i] < width { BITS[i] } else { 0 };
+                        beyond += u32::from(key >= end);
+                    }
+                    let mut inside = 0;
+                    for bit in bits {
+                        inside |= bit;
                     }
                     above += u64::from(beyond);
                     // Few keys fall into the window, so most rows have nothing to count.
-                    if all != OUTSIDE {
-                        for position in positions {
-                            if let Some(bin) = bins.get_mut(position as usize) {
-                                *bin += 1;
-                            }
-                        }
+                    while inside != 0 {
+                        let i = inside.trailing_zeros() as usize;
+                        bins[(offsets[i] >> shift) as usize] += 1;
+                        inside &= inside - 1;
                     }
                 }
                 for (x, b) in tail_x.iter().zip(tail_b) {
                     let key = (x - b).to_bits() & $magnitude;
                     let offset = key.wrapping_sub(low);
-                    if key >= low && offset >= width {
+                    if key >= end {
                         above += 1;
-                    } else if key >= low {
+                    } else if offset < width {
                         bins[(offset >> shift) as usize] += 1;
                     }
                 }
