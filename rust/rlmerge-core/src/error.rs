@@ -400,6 +400,14 @@ impl Error {
         })
     }
 
+    /// A caught panic: always a bug.
+    #[must_use]
+    pub fn from_panic(panic: &(dyn std::any::Any + Send)) -> Self {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let message = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a worker panicked");
+        Self::Internal { message: message.to_string() }
+    }
+
     /// An I/O error with what was tried on which path.
     pub(crate) fn io(path: &Path, action: &'static str, source: impl Into<std::io::Error>) -> Self {
         Self::Io { path: path.to_path_buf(), action, source: source.into() }

@@ -1,4 +1,5 @@
-//! Output bits depend on the inputs, the recipe and the seed only: not on threads, shards or SIMD level.
+//! Output bits depend on the inputs, the recipe and the seed only: not on threads, shards, SIMD level or the
+//! way of reading.
 
 mod models;
 
@@ -52,7 +53,8 @@ fn threads_shards_and_levels_do_not_change_a_bit() {
             let inputs = if run % 2 == 0 { &whole } else { &sharded };
             let base = needs_base.then(|| inputs[0].as_path());
             let output = at(&format!("out-{number}-{run}.safetensors"));
-            let more = json!({"parameters": parameters, "threads": threads, "seed": 5});
+            let io = if run % 3 == 0 { "mmap" } else { "pread" };
+            let more = json!({"parameters": parameters, "threads": threads, "seed": 5, "io": io});
             let report = models::merge(models::recipe(method, base, &inputs[1..], &output, more)).unwrap();
             let mut hashes: Vec<(String, String)> =
                 report.tensors.iter().map(|t| (t.name.clone(), t.blake3.clone())).collect();

@@ -26,16 +26,8 @@ pub fn enter<T: Send>(
     job: impl FnOnce() -> Result<T> + Send,
 ) -> PyResult<T> {
     let (sender, receiver) = channel();
-    let guarded = move || {
-        catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|panic| {
-            let message = panic
-                .downcast_ref::<String>()
-                .cloned()
-                .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
-                .unwrap_or_else(|| "a worker panicked".into());
-            Err(Error::Internal { message })
-        })
-    };
+    let guarded =
+        move || catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|panic| Err(Error::from_panic(&*panic)));
     let (result, raised) = std::thread::scope(|scope| {
         scope.spawn(move || {
             // The receiver lives until this scope ends.

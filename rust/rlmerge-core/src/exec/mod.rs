@@ -48,7 +48,7 @@ pub enum Contents {
 }
 
 /// Values in the sample that a selection starts from, at most.
-const SAMPLE_BLOCKS: u64 = 64;
+const SAMPLE_BLOCKS: u64 = 128;
 /// Elements in each block of the sample.
 const SAMPLE_BLOCK: u64 = 512;
 /// Counters of a selection within one tile.
@@ -296,12 +296,13 @@ impl<'a> Run<'a> {
             all,
             self.observer,
             || (),
-            |_, (), id, _| {
+            |work, (), id, _| {
                 if self.plan.tensors[id.tensor].action != Action::Compare {
                     return Ok(());
                 }
                 let slice = Slice::tile(self.plan, self.models, id);
-                let (bytes, stats) = slice.compare()?;
+                slice.fetch(work)?;
+                let (bytes, stats) = slice.compare(work)?;
                 self.put(&slice, id, bytes, stats)
             },
         )?;
@@ -323,6 +324,7 @@ impl<'a> Run<'a> {
                 }
                 self.read_ahead(id, &tiles);
                 let slice = Slice::tile(self.plan, self.models, id);
+                slice.fetch(work)?;
                 let mut job = self.job(&tensor.name, tensor.elements, tensor.wide);
                 if tensor.action == Action::Compute && tensor.tiles() == 1 {
                     self.learn_alone(work, &slice, id, job.as_mut())?;
@@ -338,7 +340,8 @@ impl<'a> Run<'a> {
     fn learn_alone(&self, work: &mut Work, slice: &Slice<'_>, id: TileId, job: &mut dyn Job) -> Result<()> {
         let tensor = &self.plan.tensors[id.tensor];
         if job.wants_sample() {
-            self.sample(work, job, id.tensor..id.tensor + 1);
+            self.sample(work, job, id.tensor..id.tensor + 1)?;
+            slice.fetch(work)?;
         }
         while job.needs_scan() {
             let mut partial = job.partial();
@@ -368,7 +371,7 @@ impl<'a> Run<'a> {
 
     fn learn(&self, job: &mut dyn Job, tensors: Range<usize>, scope: &str, keep_pages: bool) -> Result<()> {
         if job.wants_sample() {
-            self.workers.alone(|work| self.sample(work, job, tensors.clone()));
+            self.workers.alone(|work| self.sample(work, job, tensors.clone()))?;
         }
         let tiles = self.map.tiles(tensors);
         while job.needs_scan() {
@@ -384,7 +387,7 @@ impl<'a> Run<'a> {
                     }
                     self.read_ahead(id, &tiles);
                     let slice = Slice::tile(self.plan, self.models, id);
-                    slice.populate()?;
+                    slice.fetch(work)?;
                     slice.scan(work, scanning, id.ordinal, partial);
                     if !keep_pages {
                         slice.release();
@@ -417,8 +420,11 @@ impl<'a> Run<'a> {
                     // Written already; where ties are shared in order it lets the next tile through.
                     return if ordered > 0 { order(&vec![0; ordered]).map(|_| ()) } else { Ok(()) };
                 }
-                self.read_ahead(id, &tiles);
+                if self.passes.whole_model {
+                    self.read_ahead(id, &tiles);
+                }
                 let slice = Slice::tile(self.plan, self.models, id);
+                slice.fetch(work)?;
                 let (bytes, stats) = slice.merge(work, job, self.may_copy, &mut order)?;
                 self.put(&slice, id, bytes, stats)
             },
@@ -466,7 +472,7 @@ impl<'a> Run<'a> {
     }
 
     /// Shows the job evenly spaced blocks of a run of tensors, or all of it if it is small.
-    fn sample(&self, work: &mut Work, job: &mut dyn Job, tensors: Range<usize>) {
+    fn sample(&self, work: &mut Work, job: &mut dyn Job, tensors: Range<usize>) -> Result<()> {
         let computed = tensors.filter(|t| self.plan.tensors[*t].action == Action::Compute);
         let sizes: Vec<(usize, u64)> = computed.map(|t| (t, self.plan.tensors[t].elements)).collect();
         let population: u64 = sizes.iter().map(|(_, n)| n).sum();
@@ -476,6 +482,7 @@ impl<'a> Run<'a> {
         for (tensor, elements) in sizes {
             if everything {
                 let slice = Slice::new(self.plan, self.models, tensor, 0, elements);
+                slice.fetch(work)?;
                 slice.for_chunks(work, |chunk, _| job.sample(chunk));
                 continue;
             }
@@ -483,11 +490,13 @@ impl<'a> Run<'a> {
                 let first = (next - before) / CHUNK as u64 * CHUNK as u64;
                 let slice =
                     Slice::new(self.plan, self.models, tensor, first, SAMPLE_BLOCK.min(elements - first));
+                slice.fetch(work)?;
                 slice.for_chunks(work, |chunk, _| job.sample(chunk));
                 next += stride;
             }
             before += elements;
         }
         job.end_sample(population);
+        Ok(())
     }
 }

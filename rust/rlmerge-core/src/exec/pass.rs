@@ -2,6 +2,7 @@
 //! the first error or when asked to.
 
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -100,7 +101,10 @@ impl Workers {
                 if ordinal >= tiles.end {
                     return Ok(gathered);
                 }
-                if let Err(error) = each(&mut work, &mut gathered, map.find(ordinal), &given_up) {
+                // A panic must stop the other workers like any error: they may wait for this one's tile.
+                let tile = AssertUnwindSafe(|| each(&mut work, &mut gathered, map.find(ordinal), &given_up));
+                let result = catch_unwind(tile).unwrap_or_else(|panic| Err(Error::from_panic(&*panic)));
+                if let Err(error) = result {
                     failed.store(true, Ordering::Relaxed);
                     return Err(error);
                 }

@@ -10,8 +10,9 @@ use crate::kernel::lanes::{self, Lanes};
 use crate::kernel::level::prefetch;
 use crate::kernel::values::Values;
 use crate::kernel::{CHUNK, Level, convert};
+use crate::plan::recipe::Io;
 use crate::plan::{Action, MergePlan, PlannedTensor, TILE_BYTES, TILE_ELEMENTS};
-use crate::shard::Checkpoint;
+use crate::shard::{Checkpoint, Shard};
 
 /// Elements between the chunk in work and the one brought into the cache.
 const PREFETCH: usize = 2 * CHUNK;
@@ -23,6 +24,7 @@ pub struct Work {
     written: Values,
     scratch: Scratch,
     squares: Vec<Lanes>,
+    inputs: Vec<Vec<u8>>,
     bytes: Vec<u8>,
 }
 
@@ -35,6 +37,7 @@ impl Work {
             written: Values::default(),
             scratch: Scratch::new(models),
             squares: vec![Lanes::default(); models],
+            inputs: Vec::new(),
             bytes: Vec::new(),
         }
     }
@@ -45,6 +48,7 @@ pub struct Slice<'a> {
     /// The plan of the tensor.
     pub tensor: &'a PlannedTensor,
     models: Vec<(&'a Checkpoint, usize)>,
+    io: Io,
     first: u64,
     len: u64,
 }
@@ -54,7 +58,8 @@ impl<'a> Slice<'a> {
     pub fn new(plan: &'a MergePlan, models: &'a [Checkpoint], tensor: usize, first: u64, len: u64) -> Self {
         let tensor = &plan.tensors[tensor];
         let read = plan.read_models(tensor);
-        Self { tensor, models: read.into_iter().map(|m| (&models[m], m)).collect(), first, len }
+        let models = read.into_iter().map(|m| (&models[m], m)).collect();
+        Self { tensor, models, io: plan.recipe.io, first, len }
     }
 
     /// The elements of a tile; for tensors that are compared, its bytes.
@@ -78,10 +83,46 @@ impl<'a> Slice<'a> {
         (source.begin + self.first * size, source.begin + (self.first + self.len) * size)
     }
 
-    fn bytes(&self, at: usize) -> &'a [u8] {
+    fn shard(&self, at: usize) -> &'a Shard {
         let (checkpoint, model) = self.models[at];
-        let (begin, end) = self.range(at);
-        checkpoint.shards()[self.tensor.sources[model].shard].bytes(begin, end)
+        &checkpoint.shards()[self.tensor.sources[model].shard]
+    }
+
+    /// Brings the bytes of all models to hand: into the worker's buffers, or into the memory map.
+    ///
+    /// # Errors
+    /// [`Error::InputChanged`] or [`Error::Io`] with the file.
+    pub fn fetch(&self, work: &mut Work) -> Result<()> {
+        if work.inputs.len() < self.models.len() {
+            work.inputs.resize(self.models.len(), Vec::new());
+        }
+        for (at, buffer) in work.inputs.iter_mut().enumerate().take(self.models.len()) {
+            let (begin, end) = self.range(at);
+            match self.io {
+                Io::Pread => {
+                    buffer.resize((end - begin) as usize, 0);
+                    self.shard(at).read_at(begin, buffer)?;
+                }
+                // Without the call (Linux before 5.14) pages come by faults.
+                Io::Mmap if !self.shard(at).populate(begin, end) => self.shard(at).verify_unchanged()?,
+                Io::Mmap => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The bytes of model `at`, after [`fetch`](Self::fetch).
+    fn bytes<'w>(&self, inputs: &'w [Vec<u8>], at: usize) -> &'w [u8]
+    where
+        'a: 'w,
+    {
+        match self.io {
+            Io::Pread => &inputs[at],
+            Io::Mmap => {
+                let (begin, end) = self.range(at);
+                self.shard(at).bytes(begin, end)
+            }
+        }
     }
 
     /// Source bytes of all models.
@@ -89,37 +130,21 @@ impl<'a> Slice<'a> {
         (0..self.models.len()).map(|at| self.range(at)).map(|(begin, end)| end - begin).sum()
     }
 
-    /// Gives the pages back to the kernel.
+    /// Gives mapped pages back to the kernel.
     pub fn release(&self) {
-        self.each_shard(|shard, begin, end| shard.release(begin, end));
-    }
-
-    /// Maps all pages at once instead of one fault at a time.
-    ///
-    /// # Errors
-    /// [`Error::InputChanged`] when pages cannot be had because the file is no longer what it was.
-    pub fn populate(&self) -> Result<()> {
-        let mut result = Ok(());
-        self.each_shard(|shard, begin, end| {
-            // Without the call (Linux before 5.14) pages come by faults.
-            if result.is_ok() && !shard.populate(begin, end) {
-                result = shard.verify_unchanged();
+        if self.io == Io::Mmap {
+            for at in 0..self.models.len() {
+                let (begin, end) = self.range(at);
+                self.shard(at).release(begin, end);
             }
-        });
-        result
+        }
     }
 
-    /// Asks the kernel to read the pages ahead.
+    /// Asks the kernel to read the bytes ahead.
     pub fn prefetch(&self) {
-        self.each_shard(|shard, begin, end| shard.prefetch(begin, end));
-    }
-
-    fn each_shard(&self, mut action: impl FnMut(&crate::shard::Shard, u64, u64)) {
-        for (at, (checkpoint, model)) in self.models.iter().enumerate() {
+        for at in 0..self.models.len() {
             let (begin, end) = self.range(at);
-            if begin < end {
-                action(&checkpoint.shards()[self.tensor.sources[*model].shard], begin, end);
-            }
+            self.shard(at).prefetch(begin, end);
         }
     }
 
@@ -145,19 +170,22 @@ impl<'a> Slice<'a> {
         for (at, values) in work.values.iter_mut().enumerate().take(self.models.len()) {
             let dtype = self.tensor.sources[self.models[at].1].dtype;
             let size = (dtype.bits() / 8) as usize;
-            let bytes = self.bytes(at);
+            let bytes = self.bytes(&work.inputs, at);
             let begin = done as usize * size;
-            let soon = (begin + PREFETCH * size).min(bytes.len());
-            prefetch(&bytes[soon..(soon + len * size).min(bytes.len())]);
+            if self.io == Io::Mmap {
+                let soon = (begin + PREFETCH * size).min(bytes.len());
+                prefetch(&bytes[soon..(soon + len * size).min(bytes.len())]);
+            }
             values.load(work.level, dtype, &bytes[begin..begin + len * size], len, self.tensor.wide);
         }
     }
 
     /// Whether the tile has the same bytes in all models, in the dtype of the output.
-    fn is_common(&self) -> bool {
-        let first = self.bytes(0);
+    fn is_common(&self, inputs: &[Vec<u8>]) -> bool {
+        let first = self.bytes(inputs, 0);
         self.models.iter().enumerate().all(|(at, (_, model))| {
-            self.tensor.sources[*model].dtype == self.tensor.dtype && (at == 0 || self.bytes(at) == first)
+            self.tensor.sources[*model].dtype == self.tensor.dtype
+                && (at == 0 || self.bytes(inputs, at) == first)
         })
     }
 
@@ -187,13 +215,13 @@ impl<'a> Slice<'a> {
                 job.share_ties(&order(&counts)?, &counts)
             }
         };
-        if self.tensor.action == Action::Copy || (may_copy && self.is_common()) {
+        if self.tensor.action == Action::Copy || (may_copy && self.is_common(&work.inputs)) {
             return Ok(self.copy(work));
         }
         Ok(self.compute(work, job, ties))
     }
 
-    fn copy<'w>(&self, work: &mut Work) -> (&'w [u8], TileStats)
+    fn copy<'w>(&self, work: &'w mut Work) -> (&'w [u8], TileStats)
     where
         'a: 'w,
     {
@@ -211,7 +239,7 @@ impl<'a> Slice<'a> {
             (stats.non_finite, stats.first_non_finite) = (count, first);
             stats.non_finite_inputs = vec![count; models];
         }
-        (self.bytes(0), stats)
+        (self.bytes(&work.inputs, 0), stats)
     }
 
     fn compute<'w>(&self, work: &'w mut Work, job: &dyn Job, mut ties: Vec<Ties>) -> (&'w [u8], TileStats) {
@@ -271,10 +299,13 @@ impl<'a> Slice<'a> {
     }
 
     /// The bytes of a tile without arithmetic, which must be the same in all models.
-    pub fn compare(&self) -> Result<(&'a [u8], TileStats)> {
-        let bytes = self.bytes(0);
+    pub fn compare<'w>(&self, work: &'w Work) -> Result<(&'w [u8], TileStats)>
+    where
+        'a: 'w,
+    {
+        let bytes = self.bytes(&work.inputs, 0);
         for at in 1..self.models.len() {
-            let other = self.bytes(at);
+            let other = self.bytes(&work.inputs, at);
             if other != bytes {
                 let differs = bytes.iter().zip(other).position(|(a, b)| a != b).unwrap_or(0);
                 return Err(Error::OpaqueTensorsDiffer {

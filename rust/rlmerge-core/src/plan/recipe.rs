@@ -30,6 +30,17 @@ pub enum OutputForm {
     Folder,
 }
 
+/// How tensor bytes are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Io {
+    /// By positional reads into buffers that stay in the processor's cache.
+    #[default]
+    Pread,
+    /// Through a memory map that is given back behind the reading head.
+    Mmap,
+}
+
 /// One model of a recipe.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -74,6 +85,9 @@ pub struct Recipe {
     /// Number of worker threads; as many as there are processors when absent.
     #[serde(default)]
     pub threads: Option<usize>,
+    /// How tensor bytes are read.
+    #[serde(default)]
+    pub io: Io,
     /// Whether an existing output may be replaced.
     #[serde(default)]
     pub force: bool,

@@ -59,6 +59,7 @@ impl MergePlan {
             "seed": recipe.seed,
             "dtype": recipe.dtype,
             "threads": self.threads,
+            "io": recipe.io,
             "parameters": self.settings.global,
             "base": self.base,
             "models": models.collect::<Vec<_>>(),

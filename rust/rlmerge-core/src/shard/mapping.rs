@@ -74,13 +74,6 @@ impl Mapping {
         }
     }
 
-    /// Asks the system to read `begin..end` ahead of use.
-    pub fn prefetch(&self, begin: u64, end: u64) {
-        if let Some((map, begin, len)) = self.clipped(begin, end) {
-            let _ = map.advise_range(Advice::WillNeed, begin, len);
-        }
-    }
-
     /// Reads `begin..end` into memory now. `false` when the file no longer holds the whole range, when
     /// it cannot be read, or when the system (Linux before 5.14) has no such call.
     #[must_use]
@@ -116,14 +109,12 @@ mod tests {
         let (_file, mapping) = mapped(b"");
         assert!(mapping.is_empty() && mapping.bytes(0, 0).is_empty() && mapping.populate(0, 0));
         mapping.release(0, 1);
-        mapping.prefetch(0, u64::MAX);
     }
 
     #[test]
     fn released_pages_come_back() {
         let contents: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();
         let (_file, mapping) = mapped(&contents);
-        mapping.prefetch(5_000, u64::MAX);
         assert!(mapping.populate(1, 99_999) && mapping.populate(100_000, 200_000));
         mapping.release(4_097, 99_999);
         mapping.release(50_000, 10);

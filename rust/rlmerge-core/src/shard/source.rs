@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::Read as _;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -117,14 +117,27 @@ impl Shard {
         self.mapping.bytes(begin, end)
     }
 
+    /// Reads the bytes from offset `begin` on into `out`, by positional reads.
+    ///
+    /// # Errors
+    /// [`Error::InputChanged`] when the file has become too short, else [`Error::Io`].
+    pub fn read_at(&self, begin: u64, out: &mut [u8]) -> Result<()> {
+        self.file.read_exact_at(out, begin).map_err(|e| match (e.kind(), self.verify_unchanged()) {
+            (std::io::ErrorKind::UnexpectedEof, Err(changed)) => changed,
+            _ => Error::io(&self.path, "reading", e),
+        })
+    }
+
     /// See [`Mapping::release`].
     pub fn release(&self, begin: u64, end: u64) {
         self.mapping.release(begin, end);
     }
 
-    /// See [`Mapping::prefetch`].
+    /// Asks the system to read `begin..end` ahead of use, however it is read then.
     pub fn prefetch(&self, begin: u64, end: u64) {
-        self.mapping.prefetch(begin, end);
+        let length = std::num::NonZeroU64::new(end.saturating_sub(begin));
+        // Advice only: a file system that cannot read ahead reads when it is asked.
+        let _ = rustix::fs::fadvise(&self.file, begin, length, rustix::fs::Advice::WillNeed);
     }
 
     /// See [`Mapping::populate`].
