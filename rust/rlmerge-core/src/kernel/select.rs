@@ -27,6 +27,8 @@ pub struct Cut {
 #[derive(Debug, Clone, Default)]
 pub struct Tally {
     above: u64,
+    /// All offsets in the window, or-ed: where their low bits are zero, a bin holds a single key.
+    union: u64,
     bins: Vec<u64>,
 }
 
@@ -34,6 +36,7 @@ impl Tally {
     /// Adds the counts of another worker.
     pub fn merge(&mut self, other: &Self) {
         self.above += other.above;
+        self.union |= other.union;
         for (a, b) in self.bins.iter_mut().zip(&other.bins) {
             *a += b;
         }
@@ -116,6 +119,20 @@ impl Selection {
         let high =
             from_top(expected - margin).map_or(self.end_of_keys() - 1, |at| *keys.select_nth_unstable(at).1);
         self.set_window(low, high + 1);
+        // Deltas of bf16 weights have few significant bits: bins as wide as their common step are exact
+        // all the same, and few. Should the step be finer elsewhere, the scan finds out.
+        let inside = keys.iter().filter(|k| (low..=high).contains(k));
+        let step = inside.fold(0, |union, k| union | (k - low)).trailing_zeros();
+        if step < u64::BITS {
+            self.widen_bins(step);
+        }
+    }
+
+    /// Makes bins at least `2^shift` keys wide.
+    fn widen_bins(&mut self, shift: u32) {
+        let width = (self.bins as u64) << self.shift;
+        self.shift = self.shift.max(shift);
+        self.bins = ((width - 1) >> self.shift) as usize + 1;
     }
 
     fn set_window(&mut self, low: u64, end: u64) {
@@ -132,7 +149,7 @@ impl Selection {
     /// Empty counters for the next scan.
     #[must_use]
     pub fn tally(&self) -> Tally {
-        Tally { above: 0, bins: vec![0; self.bins] }
+        Tally { above: 0, union: 0, bins: vec![0; self.bins] }
     }
 
     fn end(&self) -> u64 {
@@ -146,10 +163,10 @@ impl Selection {
             (Numbers::Narrow(x), Numbers::Narrow(b)) => {
                 // Keys of f32 end below 2^31, so a window that reaches further is cut there.
                 let width = width.min(self.end_of_keys() - low) as u32;
-                count_narrow(level, x, b, low as u32, width, self.shift, &mut tally.bins)
+                count_narrow(level, x, b, low as u32, width, self.shift, &mut tally.bins, &mut tally.union)
             }
             (Numbers::Wide(x), Numbers::Wide(b)) => {
-                count_wide(level, x, b, low, width, self.shift, &mut tally.bins)
+                count_wide(level, x, b, low, width, self.shift, &mut tally.bins, &mut tally.union)
             }
             _ => unreachable!("the models of a tensor share one width"),
         };
@@ -168,7 +185,7 @@ impl Selection {
         for (at, count) in tally.bins.iter().enumerate().rev() {
             if above + count >= self.rank {
                 let threshold = self.low + ((at as u64) << self.shift);
-                if self.shift == 0 {
+                if tally.union.trailing_zeros() >= self.shift {
                     let threshold = self.magnitude(threshold);
                     self.cut = Some(Cut { threshold, ties: *count, kept_ties: self.rank - above });
                 } else {
@@ -198,7 +215,8 @@ macro_rules! counters {
     ($name:ident, $ty:ty, $bits:ty, $magnitude:expr) => {
         kernel! {
             /// Counts deltas by their bins in the window of `width` keys from `low`, and returns how many lie above.
-            fn $name(expert: &[$ty], base: &[$ty], low: $bits, width: $bits, shift: u32, bins: &mut [u64]) -> u64 {
+            fn $name(expert: &[$ty], base: &[$ty], low: $bits, width: $bits, shift: u32, bins: &mut [u64], union: &mut u64) -> u64 {
+                let mut all = 0;
                 let mut above = 0;
                 let end = low + width;
                 let (rows_x, tail_x) = expert.as_chunks::<ROW>();
@@ -224,6 +242,7 @@ macro_rules! counters {
                     while inside != 0 {
                         let i = inside.trailing_zeros() as usize;
                         bins[(offsets[i] >> shift) as usize] += 1;
+                        all |= offsets[i];
                         inside &= inside - 1;
                     }
                 }
@@ -234,8 +253,10 @@ macro_rules! counters {
                         above += 1;
                     } else if offset < width {
                         bins[(offset >> shift) as usize] += 1;
+                        all |= offset;
                     }
                 }
+                *union |= u64::from(all);
                 above
             }
         }
@@ -325,6 +346,19 @@ mod tests {
         let values = noise(400_000, false);
         let sample: Vec<f64> = values.iter().step_by(13).copied().collect();
         assert_eq!(search(&values, 80_000, 1 << 20, false, Some(&sample)).1, 1);
+    }
+
+    #[test]
+    fn a_common_step_makes_wide_bins_exact_and_a_finer_one_is_found_out() {
+        let mut values: Vec<f64> =
+            noise(100_000, false).iter().map(|v| (v * 4096.0).round() / 4096.0).collect();
+        let sample: Vec<f64> = values.iter().step_by(13).copied().collect();
+        assert_eq!(search(&values, 20_000, 1 << 10, false, Some(&sample)), (by_sorting(&values, 20_000), 1));
+        let threshold = f64::from_bits(by_sorting(&values, 20_000).threshold);
+        values[99_999] = f64::from(f32::from_bits((threshold as f32).to_bits() + 1));
+        let (cut, scans) = search(&values, 20_000, 1 << 10, false, Some(&sample));
+        assert_eq!(cut, by_sorting(&values, 20_000));
+        assert!(scans > 1);
     }
 
     #[test]
