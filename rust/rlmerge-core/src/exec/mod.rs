@@ -225,7 +225,7 @@ impl<'a> Run<'a> {
         let level = Level::choose();
         let read = plan.program.models().len();
         let threads = plan.threads.clamp(1, plan.tiles().max(1) as usize);
-        let counters = (read.max(1) * threads) as u64 * 8;
+        let counters = (read.max(1) * threads) as u64 * 16;
         let run = Self {
             plan,
             models,

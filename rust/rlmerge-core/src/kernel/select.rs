@@ -27,18 +27,24 @@ pub struct Cut {
 #[derive(Debug, Clone, Default)]
 pub struct Tally {
     above: u64,
-    /// All offsets in the window, or-ed: where their low bits are zero, a bin holds a single key.
+    bins: Vec<Bin>,
+}
+
+/// Keys that share their upper bits.
+#[derive(Debug, Clone, Copy, Default)]
+struct Bin {
+    count: u64,
+    /// Their offsets in the window, or-ed: where the low bits are zero, they are all the same key.
     union: u64,
-    bins: Vec<u64>,
 }
 
 impl Tally {
     /// Adds the counts of another worker.
     pub fn merge(&mut self, other: &Self) {
         self.above += other.above;
-        self.union |= other.union;
         for (a, b) in self.bins.iter_mut().zip(&other.bins) {
-            *a += b;
+            a.count += b.count;
+            a.union |= b.union;
         }
     }
 }
@@ -118,14 +124,15 @@ impl Selection {
         let low = from_top(expected + margin).map_or(0, |at| *keys.select_nth_unstable(at).1);
         let high =
             from_top(expected - margin).map_or(self.end_of_keys() - 1, |at| *keys.select_nth_unstable(at).1);
-        self.set_window(low, high + 1);
-        // Deltas of bf16 weights have few significant bits: bins as wide as their common step are exact
-        // all the same, and few. Should the step be finer elsewhere, the scan finds out.
-        let inside = keys.iter().filter(|k| (low..=high).contains(k));
-        let step = inside.fold(0, |union, k| union | (k - low)).trailing_zeros();
-        if step < u64::BITS {
-            self.widen_bins(step);
-        }
+        // Deltas of bf16 weights have few significant bits: bins as wide as the step that most of them share
+        // are few, and exact all the same where only multiples of the step fall.
+        let mut steps: Vec<u32> =
+            keys.iter().filter(|k| (low..=high).contains(k)).map(|k| k.trailing_zeros()).collect();
+        let few = steps.len() / 16;
+        let step = *steps.select_nth_unstable(few).1;
+        let step = step.min(u64::BITS - 1 - (high - low + 1).leading_zeros());
+        self.set_window((low >> step) << step, high + 1);
+        self.widen_bins(step);
     }
 
     /// Makes bins at least `2^shift` keys wide.
@@ -149,7 +156,7 @@ impl Selection {
     /// Empty counters for the next scan.
     #[must_use]
     pub fn tally(&self) -> Tally {
-        Tally { above: 0, union: 0, bins: vec![0; self.bins] }
+        Tally { above: 0, bins: vec![Bin::default(); self.bins] }
     }
 
     fn end(&self) -> u64 {
@@ -163,10 +170,10 @@ impl Selection {
             (Numbers::Narrow(x), Numbers::Narrow(b)) => {
                 // Keys of f32 end below 2^31, so a window that reaches further is cut there.
                 let width = width.min(self.end_of_keys() - low) as u32;
-                count_narrow(level, x, b, low as u32, width, self.shift, &mut tally.bins, &mut tally.union)
+                count_narrow(level, x, b, low as u32, width, self.shift, &mut tally.bins)
             }
             (Numbers::Wide(x), Numbers::Wide(b)) => {
-                count_wide(level, x, b, low, width, self.shift, &mut tally.bins, &mut tally.union)
+                count_wide(level, x, b, low, width, self.shift, &mut tally.bins)
             }
             _ => unreachable!("the models of a tensor share one width"),
         };
@@ -174,7 +181,7 @@ impl Selection {
 
     /// Learns from the counts of a whole scan: the answer, or a smaller window for the next one.
     pub fn learn(&mut self, tally: &Tally) {
-        let inside: u64 = tally.bins.iter().sum();
+        let inside: u64 = tally.bins.iter().map(|b| b.count).sum();
         if tally.above >= self.rank {
             return self.set_window(self.end(), self.end_of_keys());
         }
@@ -182,10 +189,10 @@ impl Selection {
             return self.set_window(0, self.low);
         }
         let mut above = tally.above;
-        for (at, count) in tally.bins.iter().enumerate().rev() {
+        for (at, Bin { count, union }) in tally.bins.iter().enumerate().rev() {
             if above + count >= self.rank {
                 let threshold = self.low + ((at as u64) << self.shift);
-                if tally.union.trailing_zeros() >= self.shift {
+                if union.trailing_zeros() >= self.shift {
                     let threshold = self.magnitude(threshold);
                     self.cut = Some(Cut { threshold, ties: *count, kept_ties: self.rank - above });
                 } else {
@@ -215,8 +222,7 @@ macro_rules! counters {
     ($name:ident, $ty:ty, $bits:ty, $magnitude:expr) => {
         kernel! {
             /// Counts deltas by their bins in the window of `width` keys from `low`, and returns how many lie above.
-            fn $name(expert: &[$ty], base: &[$ty], low: $bits, width: $bits, shift: u32, bins: &mut [u64], union: &mut u64) -> u64 {
-                let mut all = 0;
+            fn $name(expert: &[$ty], base: &[$ty], low: $bits, width: $bits, shift: u32, bins: &mut [Bin]) -> u64 {
                 let mut above = 0;
                 let end = low + width;
                 let (rows_x, tail_x) = expert.as_chunks::<ROW>();
@@ -241,8 +247,9 @@ macro_rules! counters {
                     // Few keys fall into the window, so most rows have nothing to count.
                     while inside != 0 {
                         let i = inside.trailing_zeros() as usize;
-                        bins[(offsets[i] >> shift) as usize] += 1;
-                        all |= offsets[i];
+                        let bin = &mut bins[(offsets[i] >> shift) as usize];
+                        bin.count += 1;
+                        bin.union |= u64::from(offsets[i]);
                         inside &= inside - 1;
                     }
                 }
@@ -252,11 +259,11 @@ macro_rules! counters {
                     if key >= end {
                         above += 1;
                     } else if offset < width {
-                        bins[(offset >> shift) as usize] += 1;
-                        all |= offset;
+                        let bin = &mut bins[(offset >> shift) as usize];
+                        bin.count += 1;
+                        bin.union |= u64::from(offset);
                     }
                 }
-                *union |= u64::from(all);
                 above
             }
         }
@@ -355,7 +362,9 @@ mod tests {
         let sample: Vec<f64> = values.iter().step_by(13).copied().collect();
         assert_eq!(search(&values, 20_000, 1 << 10, false, Some(&sample)), (by_sorting(&values, 20_000), 1));
         let threshold = f64::from_bits(by_sorting(&values, 20_000).threshold);
-        values[99_999] = f64::from(f32::from_bits((threshold as f32).to_bits() + 1));
+        for odd in &mut values[99_900..] {
+            *odd = f64::from(f32::from_bits((threshold as f32).to_bits() + 1));
+        }
         let (cut, scans) = search(&values, 20_000, 1 << 10, false, Some(&sample));
         assert_eq!(cut, by_sorting(&values, 20_000));
         assert!(scans > 1);
