@@ -124,22 +124,17 @@ impl Selection {
         let low = from_top(expected + margin).map_or(0, |at| *keys.select_nth_unstable(at).1);
         let high =
             from_top(expected - margin).map_or(self.end_of_keys() - 1, |at| *keys.select_nth_unstable(at).1);
-        // Deltas of bf16 weights have few significant bits: bins as wide as the step that most of them share
-        // are few, and exact all the same where only multiples of the step fall.
+        // Most deltas of bf16 weights share a wide step, so that fewer and wider bins still hold a single
+        // key each, but for the odd one that a further scan sorts out.
         let mut steps: Vec<u32> =
             keys.iter().filter(|k| (low..=high).contains(k)).map(|k| k.trailing_zeros()).collect();
         let few = steps.len() / 16;
         let step = *steps.select_nth_unstable(few).1;
-        let step = step.min(u64::BITS - 1 - (high - low + 1).leading_zeros());
-        self.set_window((low >> step) << step, high + 1);
-        self.widen_bins(step);
-    }
-
-    /// Makes bins at least `2^shift` keys wide.
-    fn widen_bins(&mut self, shift: u32) {
-        let width = (self.bins as u64) << self.shift;
-        self.shift = self.shift.max(shift);
-        self.bins = ((width - 1) >> self.shift) as usize + 1;
+        self.set_window(low, high + 1);
+        while self.shift < step && self.bins > STEPPED_BINS {
+            self.shift += 1;
+            self.bins = self.bins.div_ceil(2);
+        }
     }
 
     fn set_window(&mut self, low: u64, end: u64) {
@@ -205,6 +200,8 @@ impl Selection {
     }
 }
 
+/// Bins of a window in which most keys share a step.
+const STEPPED_BINS: usize = 1 << 15;
 /// Deltas looked at together.
 const ROW: usize = 16;
 /// One bit for each of them.
