@@ -10,6 +10,7 @@ from rlmerge._methods import find_method
 from rlmerge.errors import RecipeError
 from rlmerge.recipe import (
     COMPATS,
+    IO_WAYS,
     MAX_SEED,
     Expert,
     Recipe,
@@ -66,6 +67,7 @@ class _OwnForm(_Form):
     output: Text | None = None
     shard_size: Any = None
     threads: int | None = None
+    io: str | None = None
     strict: bool = False
 
 
@@ -216,7 +218,10 @@ def _from_own(data: dict[str, Any], source: _Source) -> Recipe:
             recipe.shard_size = parse_size(form.shard_size)
         if form.threads is not None:
             key = "threads"
-            recipe.threads = check_integer(key, form.threads, 1, 4096)
+            recipe.threads = check_integer(key, form.threads, 1, 1024)
+        if form.io is not None:
+            key = "io"
+            recipe.io = check_choice(key, form.io, IO_WAYS)
     except RecipeError as error:
         raise source.blame(error, key) from None
     return recipe

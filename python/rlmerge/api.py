@@ -12,6 +12,7 @@ from rlmerge._methods import Method, find_method, load_methods
 from rlmerge.errors import RecipeError
 from rlmerge.recipe import (
     COMPATS,
+    IO_WAYS,
     MAX_SEED,
     Expert,
     Recipe,
@@ -48,6 +49,7 @@ def merge(
     compat: str | None = None,
     shard_size: str | int | None = None,
     threads: int | None = None,
+    io: str | None = None,
     force: bool = False,
     strict: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -82,6 +84,8 @@ def merge(
         Largest size of an output file in a folder; ``"5GB"`` unless given.
     threads
         Worker threads; one for each processor unless given. The result does not depend on it.
+    io
+        ``"pread"`` (the default) or ``"mmap"``: how tensor bytes are read. The result does not depend on it.
     force
         Replace an existing output.
     strict
@@ -129,6 +133,7 @@ def merge(
         compat=compat,
         shard_size=shard_size,
         threads=threads,
+        io=io,
         force=force,
         strict=strict,
         **method_parameters,
@@ -149,6 +154,7 @@ def plan(
     compat: str | None = None,
     shard_size: str | int | None = None,
     threads: int | None = None,
+    io: str | None = None,
     force: bool = False,
     strict: bool = False,
     **method_parameters: Value,
@@ -157,7 +163,7 @@ def plan(
 
     Parameters
     ----------
-    models, method, base, output, recipe, parameters, seed, dtype, compat, shard_size, threads, force, strict
+    models, method, base, output, recipe, parameters, seed, dtype, compat, shard_size, threads, io, force, strict
         As for ``merge``.
     **method_parameters
         As for ``merge``.
@@ -197,7 +203,9 @@ def plan(
     if shard_size is not None:
         wanted.shard_size = parse_size(shard_size)
     if threads is not None:
-        wanted.threads = check_integer("threads", threads, 1, 4096)
+        wanted.threads = check_integer("threads", threads, 1, 1024)
+    if io is not None:
+        wanted.io = check_choice("io", io, IO_WAYS)
     wanted.strict = wanted.strict or strict
     return _prepare(wanted, force=force)
 
@@ -342,6 +350,7 @@ def _prepare(wanted: Recipe, *, force: bool) -> Plan:
         "output_kind": "file" if output.endswith(".safetensors") else "folder",
         "shard_size": wanted.shard_size or parse_size("5GB"),
         "threads": wanted.threads,
+        "io": wanted.io or IO_WAYS[0],
         "force": force,
         "strict": wanted.strict,
     }

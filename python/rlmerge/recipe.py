@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COMPATS",
+    "IO_WAYS",
     "Expert",
     "Recipe",
     "check_choice",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 COMPATS = ("paper", "mergekit")
+IO_WAYS = ("pread", "mmap")
 MAX_SEED = 2**64 - 1
 
 _DTYPES = {
@@ -71,6 +73,7 @@ class Recipe:
     output: str | None = None
     shard_size: int | None = None
     threads: int | None = None
+    io: str | None = None
     strict: bool = False
     form: str = "rlmerge"
     notes: list[str] = field(default_factory=list)

@@ -9,7 +9,7 @@ Yadav et al., "TIES-Merging: resolving interference when merging models", NeurIP
 
 Modes. `scope`: k and the threshold over each tensor (default) or over the whole model (the paper's).
 k = max(1, floor(density * n + 1/2)). `ties`: "index" keeps exactly k, lowest flat index first (whole
-model: in the order of the tensors); "all" keeps every |d| at the threshold, the paper's rule. Zeros
+model: tensors in the order of their names); "all" keeps every |d| at the threshold, the paper's rule. Zeros
 may count towards k and contribute nothing. `zero_sign` says what an exactly zero sum elects: "plus"
 (default), "minus", or "majority" = the sign of the sum over the scope of all elected signs, computed
 from the elements at or above the threshold; a zero majority is plus. `normalize: false` leaves out
@@ -116,7 +116,8 @@ def zero_sign_value(rule: str, terms_by_tensor: Sequence[Sequence[np.ndarray]]) 
 
 def masks(base: c.Model, experts, densities, *, scope="tensor", ties="index", compat="paper"):
     """For each tensor with arithmetic, one boolean mask an expert: what the trim keeps."""
-    names = [n for n, t in base.items() if c.has_arithmetic(t)]
+    # By name, so that the ties of a whole model do not depend on how its files are laid out.
+    names = sorted(n for n, t in base.items() if c.has_arithmetic(t))
     keys = {n: [magnitude(c.delta(e[n], base[n], *(x[n] for x in experts))) for e in experts] for n in names}
     out: dict[str, list[np.ndarray]] = {n: [] for n in names}
     for i, density in enumerate(densities):

@@ -56,7 +56,7 @@ impl DType {
     /// Size of one element in bytes, for dtypes of whole bytes.
     #[must_use]
     pub const fn whole_bytes(self) -> Option<usize> {
-        if self.bits() % 8 == 0 { Some(self.bits() as usize / 8) } else { None }
+        if self.bits().is_multiple_of(8) { Some(self.bits() as usize / 8) } else { None }
     }
 
     /// Bytes of `elements` elements; `None` on overflow or when they do not fill whole bytes.
@@ -244,7 +244,7 @@ pub fn to_odd_f32(value: f64) -> f32 {
     let near = value as f32;
     let back = f64::from(near);
     let bits = near.to_bits();
-    // Ordered comparisons, so that NaN stays as it is.
+    #[allow(clippy::double_comparisons, reason = "ordered comparisons, so that NaN stays as it is")]
     let inexact = back < value || back > value;
     // One step towards `value`: outwards when the rounding went inwards.
     let step = if back.abs() < value.abs() { 1 } else { u32::MAX };

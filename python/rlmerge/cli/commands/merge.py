@@ -104,6 +104,10 @@ def merge(
     threads: Annotated[
         str | None, typer.Option(metavar="N", help="Worker threads. Default: one a processor.", rich_help_panel=_RESULT)
     ] = None,
+    io: Annotated[
+        str | None,
+        typer.Option(metavar="pread|mmap", help="How tensors are read. Default: pread.", rich_help_panel=_RESULT),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an existing output.", rich_help_panel=_RESULT)
     ] = False,
@@ -148,6 +152,7 @@ def merge(
             compat=compat,
             shard_size=shard_size,
             threads=_whole(threads, "--threads"),
+            io=io,
             force=force,
             strict=strict,
         )

@@ -162,6 +162,9 @@ impl Selection {
     pub fn count(&self, level: Level, expert: &Values, base: &Values, tally: &mut Tally) {
         let (low, width) = (self.low, (self.bins as u64) << self.shift);
         tally.above += match (expert.numbers(), base.numbers()) {
+            (Numbers::Narrow(x), Numbers::Narrow(b)) if self.wide => {
+                count_widened(level, x, b, low, width, self.shift, &mut tally.bins)
+            }
             (Numbers::Narrow(x), Numbers::Narrow(b)) => {
                 // Keys of f32 end below 2^31, so a window that reaches further is cut there.
                 let width = width.min(self.end_of_keys() - low) as u32;
@@ -216,7 +219,7 @@ const BITS: [u32; ROW] = {
 };
 
 macro_rules! counters {
-    ($name:ident, $ty:ty, $bits:ty, $magnitude:expr) => {
+    ($name:ident, $ty:ty, $bits:ty, $magnitude:expr, $width:ty) => {
         kernel! {
             /// Counts deltas by their bins in the window of `width` keys from `low`, and returns how many lie above.
             fn $name(expert: &[$ty], base: &[$ty], low: $bits, width: $bits, shift: u32, bins: &mut [Bin]) -> u64 {
@@ -231,7 +234,7 @@ macro_rules! counters {
                     let mut bits = [0u32; ROW];
                     let mut beyond = 0u32;
                     for i in 0..ROW {
-                        let key = (x[i] - b[i]).to_bits() & $magnitude;
+                        let key = <$width>::from(x[i] - b[i]).to_bits() & $magnitude;
                         offsets[i] = key.wrapping_sub(low);
                         bits[i] = if offsets[i] < width { BITS[i] } else { 0 };
                         beyond += u32::from(key >= end);
@@ -251,7 +254,7 @@ macro_rules! counters {
                     }
                 }
                 for (x, b) in tail_x.iter().zip(tail_b) {
-                    let key = (x - b).to_bits() & $magnitude;
+                    let key = <$width>::from(x - b).to_bits() & $magnitude;
                     let offset = key.wrapping_sub(low);
                     if key >= end {
                         above += 1;
@@ -267,8 +270,10 @@ macro_rules! counters {
     };
 }
 
-counters!(count_narrow, f32, u32, NARROW_MAGNITUDE);
-counters!(count_wide, f64, u64, MAGNITUDE);
+counters!(count_narrow, f32, u32, NARROW_MAGNITUDE, f32);
+counters!(count_wide, f64, u64, MAGNITUDE, f64);
+// Over a whole model f32 deltas rank among f64 ones, by the same keys.
+counters!(count_widened, f32, u64, MAGNITUDE, f64);
 
 #[cfg(test)]
 mod tests {

@@ -336,7 +336,7 @@ fn planned_model(model: &Checkpoint) -> PlannedModel {
             .iter()
             .map(|s| PlannedShard {
                 path: s.path.clone(),
-                identity: s.identity.clone(),
+                identity: s.identity,
                 header_blake3: s.header_blake3.clone(),
             })
             .collect(),

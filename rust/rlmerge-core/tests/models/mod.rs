@@ -1,4 +1,5 @@
 //! Small checkpoints and recipes for the integration tests.
+#![allow(clippy::unwrap_used, reason = "a fixture that cannot be made is a failed test")]
 
 use std::path::{Path, PathBuf};
 
