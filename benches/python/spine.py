@@ -4,6 +4,7 @@
     spine.py --mergekit .venv-torch       the same, and mergekit-yaml of that environment on the same files
     spine.py --memory                     peak memory on a model four times as large besides
     spine.py --size tiny --rounds 1       does it work at all
+    spine.py --dir /dev/shm/b --out b     inputs in memory for good, outputs on the disk of ./b
 
 The floor of a merge is `cat` of all its input shards to /dev/null, then `dd bs=8M conv=fsync` of both shards of one
 input to the disk that gets the output. Each timed merge comes right after a timed floor, methods take turns
@@ -226,6 +227,7 @@ def parse() -> argparse.Namespace:
     beside = Path(sys.executable).with_name("rlmerge")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dir", type=Path, help="keep the models here (default: a temporary folder)")
+    parser.add_argument("--out", type=Path, help="write the outputs here (default: beside the models)")
     parser.add_argument("--size", choices=make_trio.SIZES, default="1b")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -246,24 +248,27 @@ def main() -> None:
     try:
         say(f"making the {arguments.size} trio in {root}")
         trio = make_trio.make(root / arguments.size, arguments.size)
-        bench = Bench(trio, root, arguments.rlmerge, arguments.threads)
+        out = arguments.out or root
+        out.mkdir(parents=True, exist_ok=True)
+        bench = Bench(trio, out, arguments.rlmerge, arguments.threads)
         result: dict[str, Any] = {
             "size": arguments.size,
             "parameters": make_trio.SIZES[arguments.size].parameters(),
             "threads": arguments.threads,
             "rounds": arguments.rounds,
+            "inputs_on_tmpfs": os.path.realpath(root).startswith("/dev/shm/"),
             "floor": "cat of all inputs to /dev/null, then dd bs=8M conv=fsync of both shards of one input",
             "methods": run_rounds(bench, methods, arguments.rounds),
         }
         if arguments.mergekit:
             result["mergekit"] = run_mergekit(
-                bench, methods, result["methods"], arguments.mergekit, arguments.mergekit_runs
+                bench, [m for m in methods if m.slower], result["methods"], arguments.mergekit, arguments.mergekit_runs
             )
         clear(bench.out)
         if arguments.memory:
             say("making the 4b trio")
             large = make_trio.make(root / "4b", "4b")
-            result["memory"] = run_memory(bench, Bench(large, root, arguments.rlmerge, arguments.threads), methods)
+            result["memory"] = run_memory(bench, Bench(large, out, arguments.rlmerge, arguments.threads), methods)
         print(summary(result))
         if not arguments.no_record:
             print(f"\nrecord: {record.save('spine' if arguments.size == '1b' else f'spine-{arguments.size}', result)}")

@@ -90,6 +90,7 @@ pub fn run(
 
     let (tensors, totals) = Run::new(plan, models, &files, observer)?.merge()?;
     for file in &files {
+        file.settle(|| !observer.is_cancelled())?;
         file.finish()?;
     }
     for model in models {

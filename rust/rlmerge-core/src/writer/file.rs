@@ -11,6 +11,9 @@ use rustix::io::{Errno, pwrite, retry_on_intr};
 use super::{space, writeback};
 use crate::error::{Error, Result};
 
+/// Bytes that the disk is waited for at once: a fraction of a second on slow disks.
+const SETTLED_AT_ONCE: u64 = 16 << 20;
+
 /// A file in a [`Stage`](super::Stage), of a length known beforehand.
 #[derive(Debug)]
 pub struct StagedFile {
@@ -86,6 +89,28 @@ impl StagedFile {
     /// hint: errors show in [`finish`](Self::finish).
     pub fn start_writeback(&self, offset: u64, len: u64) {
         writeback::start(self.fd.as_fd(), offset, len);
+    }
+
+    /// Waits for the disk to have the file's bytes, a part at a time, and asks `go_on` before each part: fsync
+    /// alone would keep an interrupted merge waiting for seconds. [`finish`](Self::finish) is still needed.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] when `go_on` says no; [`Error::Io`] when a part cannot be written, and then the
+    /// file can no longer be finished.
+    pub fn settle(&self, go_on: impl Fn() -> bool) -> Result<()> {
+        let mut offset = 0;
+        while offset < self.len {
+            if !go_on() {
+                return Err(Error::Cancelled);
+            }
+            let part = SETTLED_AT_ONCE.min(self.len - offset);
+            if let Err(errno) = writeback::settle(self.fd.as_fd(), offset, part) {
+                self.durability.0.store(Durability::LOST, Relaxed);
+                return Err(self.refused("writing to the disk", 0, errno));
+            }
+            offset += part;
+        }
+        Ok(())
     }
 
     /// Makes the file durable. Once it failed it fails for ever: after a failed fsync the system
