@@ -91,14 +91,26 @@ fn kernels(c: &mut Criterion) {
         in_cache(&mut group, "count for a selection", level, || {
             selection.count(level, black_box(&expert), &base, &mut tally);
         });
-        in_cache(&mut group, "cut", level, || {
-            combine::keep_large(level, black_box(&mut kept), 0.01f64.to_bits(), false);
+        let mut squares = Lanes::default();
+        in_cache(&mut group, "cut delta", level, || {
+            expert.cut_delta(
+                level,
+                black_box(&base),
+                0.01f64.to_bits(),
+                false,
+                1.0,
+                &mut delta,
+                &mut squares,
+            );
         });
-        let (mut mix, mut divisor) = (vec![0.0; CHUNK], vec![0.0; CHUNK]);
-        in_cache(&mut group, "elect and add", level, || {
-            combine::add_agreeing(level, black_box(&delta), 1.0, &delta, true, &mut mix, &mut divisor);
+        in_cache(&mut group, "count ties", level, || {
+            black_box(expert.count_deltas_at(level, black_box(&base), 0.01f64.to_bits()));
         });
-        in_cache(&mut group, "divide", level, || combine::divide(level, black_box(&mut mix), &divisor));
+        let both: Vec<f64> = delta.iter().chain(&kept).copied().collect();
+        let mut mix = vec![0.0; CHUNK];
+        in_cache(&mut group, "disjoint merge of two", level, || {
+            combine::merge_disjoint(level, black_box(&both), CHUNK, &[1.0, 1.0], true, true, &mut mix);
+        });
     }
     group.finish();
 }

@@ -168,7 +168,6 @@ fn cuts_keep_and_count_what_they_should() {
                     assert_same(&kept, expected, "cut", level);
                 }
                 let at = values.iter().filter(|v| v.abs().to_bits() == threshold).count() as u64;
-                assert_eq!(combine::count_at(level, &values, threshold), at);
                 for budget in [0, 1, at / 2, at, at + 5] {
                     let (mut kept, mut left) = (values.clone(), budget);
                     combine::keep_large_and_first_ties(&mut kept, threshold, &mut left);
@@ -187,30 +186,78 @@ fn cuts_keep_and_count_what_they_should() {
 }
 
 #[test]
+fn cut_deltas_are_the_deltas_cut() {
+    for level in Level::available() {
+        for dtype in arithmetic() {
+            let size = dtype.whole_bytes().unwrap();
+            let wide = dtype == DType::F64;
+            for len in LENGTHS {
+                let (a, b) = (bytes(3, len * size), bytes(5, len * size));
+                let at = |raw: &[u8], i| naive::decode(dtype, raw, i);
+                let deltas: Vec<f64> = (0..len).map(|i| naive::delta(at(&a, i), at(&b, i), wide)).collect();
+                let (x, _) = load(level, dtype, &a, len, wide);
+                let (base, _) = load(level, dtype, &b, len, wide);
+                // A delta that occurs, one between two f32, none, and everything.
+                let some = deltas.get(len / 2).filter(|d| !d.is_nan()).map_or(0.25, |d| d.abs());
+                for threshold in [some, 0.1, 0.0, f64::INFINITY].map(f64::to_bits) {
+                    for strict in [false, true] {
+                        let (mut out, mut squares) = (vec![7.0; len], Lanes::default());
+                        x.cut_delta(level, &base, threshold, strict, 0.3, &mut out, &mut squares);
+                        let keep = |d: f64| naive::is_large(d, threshold, strict);
+                        assert_same(
+                            &out,
+                            deltas.iter().map(|d| if keep(*d) { 0.3 * d } else { 0.0 }),
+                            "cut",
+                            level,
+                        );
+                        let terms: Vec<f64> = deltas.iter().map(|d| d * d).collect();
+                        assert!(same(lanes::total(&squares), naive::striped_sum(&terms)));
+                    }
+                    let expected = deltas.iter().filter(|d| d.abs().to_bits() == threshold).count() as u64;
+                    assert_eq!(
+                        x.count_deltas_at(level, &base, threshold),
+                        expected,
+                        "{dtype} {level:?} {len}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn elections_agree_with_the_oracle() {
+    const STRIDE: usize = 528;
     let shares = [1.0, 0.5, 2.0];
     for level in Level::available() {
         for len in LENGTHS {
-            let experts: Vec<Vec<f64>> = (0..3).map(|e| numbers(17 + e, len)).collect();
-            let mut total = experts[0].clone();
-            combine::add(level, &experts[1], &mut total);
-            combine::add(level, &experts[2], &mut total);
-            for zero_is_plus in [true, false] {
-                let (mut mix, mut divisor) = (vec![0.0; len], vec![0.0; len]);
-                for (values, share) in experts.iter().zip(shares) {
-                    combine::add_agreeing(level, values, share, &total, zero_is_plus, &mut mix, &mut divisor);
+            let padded = len.next_multiple_of(combine::ROW);
+            for experts in 1..=3 {
+                let mut values = vec![0.0; experts * STRIDE];
+                for e in 0..experts {
+                    values[e * STRIDE..e * STRIDE + len].copy_from_slice(&numbers(17 + e as u64, len));
                 }
-                for i in 0..len {
-                    let column = [experts[0][i], experts[1][i], experts[2][i]];
-                    let (m, d) = naive::disjoint(&column, &shares, zero_is_plus);
-                    assert!(same(mix[i], m), "{column:?}: {} is not {m}", mix[i]);
-                    assert!(m.is_nan() || divisor[i] == d);
+                for (zero_is_plus, normalize) in [(true, true), (false, true), (true, false)] {
+                    let mut out = vec![0.0; padded];
+                    let shares = &shares[..experts];
+                    combine::merge_disjoint(
+                        level,
+                        &values,
+                        STRIDE,
+                        shares,
+                        zero_is_plus,
+                        normalize,
+                        &mut out,
+                    );
+                    let expected = (0..len).map(|i| {
+                        let column: Vec<f64> = (0..experts).map(|e| values[e * STRIDE + i]).collect();
+                        let (mix, divisor) = naive::disjoint(&column, shares, zero_is_plus);
+                        if normalize && divisor != 0.0 { mix / divisor } else { mix }
+                    });
+                    assert_same(&out[..len], expected, "election", level);
                 }
-                let expected: Vec<f64> =
-                    mix.iter().zip(&divisor).map(|(m, d)| if *d == 0.0 { *m } else { m / d }).collect();
-                combine::divide(level, &mut mix, &divisor);
-                assert_same(&mix, expected.into_iter(), "division", level);
             }
+            let total = numbers(17, len);
             let signs: i64 = total.iter().map(|v| i64::from(*v > 0.0) - i64::from(*v < 0.0)).sum();
             assert_eq!(combine::sum_of_signs(level, &total), signs);
         }

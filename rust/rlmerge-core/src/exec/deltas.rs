@@ -3,7 +3,8 @@
 
 use super::job::{Chunk, Job, Partial, Ties};
 use crate::error::Result;
-use crate::kernel::combine::{self, MAGNITUDE};
+use crate::kernel::CHUNK;
+use crate::kernel::combine;
 use crate::kernel::lanes::{self, Lanes};
 use crate::kernel::rng::{self, Stream};
 use crate::kernel::select::{Cut, Selection, Tally};
@@ -25,8 +26,6 @@ struct Expert {
     weight: f64,
     /// Rescaling of the kept elements.
     factor: f64,
-    /// Share in the divisor of an election.
-    share: f64,
 }
 
 /// What is learnt next.
@@ -42,6 +41,8 @@ enum Step {
 pub struct DeltasJob<'p> {
     plan: &'p Deltas,
     experts: Vec<Expert>,
+    /// Share of each expert in the divisor of an election.
+    shares: Vec<f64>,
     step: Step,
     sample: Vec<Vec<f64>>,
     zero_is_plus: bool,
@@ -59,11 +60,15 @@ impl<'p> DeltasJob<'p> {
                 Rescale::InverseDensity if e.density < 1.0 => 1.0 / e.density,
                 _ => 1.0,
             },
-            share: if plan.mergekit { e.weight } else { e.weight.abs() },
         };
         let mut job = Self {
             plan,
             experts: plan.experts.iter().enumerate().map(expert).collect(),
+            shares: plan
+                .experts
+                .iter()
+                .map(|e| if plan.mergekit { e.weight } else { e.weight.abs() })
+                .collect(),
             step: Step::Select,
             sample: vec![Vec::new(); plan.experts.len()],
             zero_is_plus: plan.election != Some(ZeroSign::Minus),
@@ -94,12 +99,12 @@ impl<'p> DeltasJob<'p> {
     /// The delta of expert `at` into its buffer.
     fn delta(&self, chunk: &mut Chunk<'_>, at: usize) {
         let (base, expert) = (&chunk.values[0], &chunk.values[at + 1]);
-        expert.delta(chunk.level, base, &mut chunk.scratch.deltas[at][..chunk.len]);
+        expert.delta(chunk.level, base, chunk.scratch.delta(at, chunk.len));
     }
 
     /// Drops what the mask of expert `at` drops.
     fn thin(&self, chunk: &mut Chunk<'_>, at: usize, ties: &mut Ties) {
-        let values = &mut chunk.scratch.deltas[at][..chunk.len];
+        let values = chunk.scratch.delta(at, chunk.len);
         match &self.experts[at].mask {
             Mask::Everything => {}
             Mask::Random(stream, threshold) => {
@@ -120,18 +125,49 @@ impl<'p> DeltasJob<'p> {
         }
     }
 
-    /// Weighed deltas in their buffers, and for elections their sum in `total`.
-    fn weigh(&self, chunk: &mut Chunk<'_>, at: usize) {
-        let expert = &self.experts[at];
-        let coefficient = expert.weight * expert.factor;
-        if coefficient != 1.0 {
-            combine::scale(chunk.level, &mut chunk.scratch.deltas[at][..chunk.len], coefficient);
+    /// Weight and rescaling in one factor.
+    fn factor(&self, at: usize) -> f64 {
+        self.experts[at].weight * self.experts[at].factor
+    }
+
+    /// The sparse, weighed delta of expert `at` into its buffer; the squares of the whole delta into `squares`.
+    fn sparse_delta(&self, chunk: &mut Chunk<'_>, at: usize, ties: &mut Ties, squares: &mut Lanes) {
+        let (base, expert) = (&chunk.values[0], &chunk.values[at + 1]);
+        let (level, len) = (chunk.level, chunk.len);
+        let out = chunk.scratch.delta(at, len);
+        let cut = match &self.experts[at].mask {
+            Mask::Largest(selection) => selection.cut(),
+            Mask::Everything | Mask::Random(..) => None,
+        };
+        match (cut, &ties) {
+            // The one tile in which a tie group ends goes element by element.
+            (Some(cut), Ties::First(n)) if cut.threshold != 0 && *n > 0 => {
+                expert.cut_delta(level, base, 0, false, 1.0, out, squares);
+                self.thin(chunk, at, ties);
+                combine::scale(level, chunk.scratch.delta(at, len), self.factor(at));
+            }
+            (Some(cut), _) => {
+                let strict = cut.threshold != 0 && *ties != Ties::All;
+                expert.cut_delta(level, base, cut.threshold, strict, self.factor(at), out, squares);
+            }
+            (None, _) => {
+                expert.cut_delta(level, base, 0, false, self.factor(at), out, squares);
+                self.thin(chunk, at, ties);
+            }
         }
-        let (delta, total) = (&chunk.scratch.deltas[at][..chunk.len], &mut chunk.scratch.total[..chunk.len]);
-        if at == 0 {
-            total.copy_from_slice(delta);
-        } else {
-            combine::add(chunk.level, delta, total);
+    }
+
+    /// The sum of the experts' buffers into `total`.
+    fn add_up(&self, chunk: &mut Chunk<'_>) {
+        let (level, len) = (chunk.level, chunk.len);
+        let scratch = &mut *chunk.scratch;
+        let total = &mut scratch.total[..len];
+        for (at, values) in scratch.deltas.chunks(CHUNK).take(self.experts.len()).enumerate() {
+            if at == 0 {
+                total.copy_from_slice(&values[..len])
+            } else {
+                combine::add(level, &values[..len], total)
+            }
         }
     }
 
@@ -199,7 +235,8 @@ impl Job for DeltasJob<'_> {
         for at in 0..self.experts.len() {
             if matches!(self.experts[at].mask, Mask::Largest(_)) {
                 self.delta(chunk, at);
-                self.sample[at].extend_from_slice(&chunk.scratch.deltas[at][..chunk.len]);
+                let delta = chunk.scratch.delta(at, chunk.len);
+                self.sample[at].extend_from_slice(delta);
             }
         }
     }
@@ -250,19 +287,18 @@ impl Job for DeltasJob<'_> {
                         lanes::add_magnitudes
                     };
                     self.delta(chunk, at);
-                    add(chunk.level, &chunk.scratch.deltas[at][..chunk.len], &mut partial.lanes[2 * at]);
+                    add(chunk.level, chunk.scratch.delta(at, chunk.len), &mut partial.lanes[2 * at]);
                     self.thin(chunk, at, &mut Ties::None);
-                    add(chunk.level, &chunk.scratch.deltas[at][..chunk.len], &mut partial.lanes[2 * at + 1]);
+                    add(chunk.level, chunk.scratch.delta(at, chunk.len), &mut partial.lanes[2 * at + 1]);
                 }
                 Step::Vote => {
-                    self.delta(chunk, at);
-                    self.thin(chunk, at, &mut Ties::All);
-                    self.weigh(chunk, at);
+                    self.sparse_delta(chunk, at, &mut Ties::All, &mut Lanes::default());
                 }
                 Step::Done => {}
             }
         }
         if self.step == Step::Vote {
+            self.add_up(chunk);
             partial.votes += combine::sum_of_signs(chunk.level, &chunk.scratch.total[..chunk.len]);
         }
     }
@@ -296,12 +332,7 @@ impl Job for DeltasJob<'_> {
     fn count_ties(&self, chunk: &mut Chunk<'_>, counts: &mut [u64]) {
         for (at, count) in counts.iter_mut().enumerate() {
             if let Some(cut) = self.split_ties(at) {
-                self.delta(chunk, at);
-                *count += combine::count_at(
-                    chunk.level,
-                    &chunk.scratch.deltas[at][..chunk.len],
-                    cut.threshold & MAGNITUDE,
-                );
+                *count += chunk.values[at + 1].count_deltas_at(chunk.level, &chunk.values[0], cut.threshold);
             }
         }
     }
@@ -320,40 +351,32 @@ impl Job for DeltasJob<'_> {
     }
 
     fn apply(&self, chunk: &mut Chunk<'_>, ties: &mut [Ties], squares: &mut [Lanes]) {
-        let level = chunk.level;
-        for at in 0..self.experts.len() {
-            self.delta(chunk, at);
-            lanes::add_squares_wide(level, &chunk.scratch.deltas[at][..chunk.len], &mut squares[at + 1]);
-            self.thin(chunk, at, ties.get_mut(at).unwrap_or(&mut Ties::All));
-            self.weigh(chunk, at);
+        let (level, len) = (chunk.level, chunk.len);
+        for (at, squares) in squares[1..].iter_mut().enumerate().take(self.experts.len()) {
+            self.sparse_delta(chunk, at, ties.get_mut(at).unwrap_or(&mut Ties::All), squares);
         }
-        let len = chunk.len;
-        let scratch = &mut *chunk.scratch;
-        let out = &mut scratch.out[..len];
         if self.plan.election.is_some() {
-            let divisor = &mut scratch.divisor[..len];
-            out.fill(0.0);
-            divisor.fill(0.0);
-            for (expert, delta) in self.experts.iter().zip(&scratch.deltas) {
-                combine::add_agreeing(
-                    level,
-                    &delta[..len],
-                    expert.share,
-                    &scratch.total[..len],
-                    self.zero_is_plus,
-                    out,
-                    divisor,
-                );
-            }
-            if self.plan.normalize {
-                combine::divide(level, out, divisor);
-            }
+            let scratch = &mut *chunk.scratch;
+            // Whole rows: what lies behind the last element is computed and not used.
+            let out = &mut scratch.out[..len.next_multiple_of(combine::ROW)];
+            let normalize = self.plan.normalize;
+            combine::merge_disjoint(
+                level,
+                &scratch.deltas,
+                CHUNK,
+                &self.shares,
+                self.zero_is_plus,
+                normalize,
+                out,
+            );
         } else {
-            out.copy_from_slice(&scratch.total[..len]);
+            self.add_up(chunk);
+            let scratch = &mut *chunk.scratch;
+            scratch.out[..len].copy_from_slice(&scratch.total[..len]);
             if self.divisor != 1.0 {
-                combine::divide_by(level, out, self.divisor);
+                combine::divide_by(level, &mut scratch.out[..len], self.divisor);
             }
         }
-        chunk.values[0].add_change(level, self.plan.lambda, out);
+        chunk.values[0].add_change(level, self.plan.lambda, &mut chunk.scratch.out[..len]);
     }
 }

@@ -23,12 +23,10 @@ pub struct Chunk<'a> {
 
 /// Buffers of one worker, each of chunk size.
 pub struct Scratch {
-    /// One for each model that the program reads.
-    pub deltas: Vec<Vec<f64>>,
+    /// A chunk for each expert, one after the other.
+    pub deltas: Vec<f64>,
     /// Sum over experts.
     pub total: Vec<f64>,
-    /// Divisor of each element.
-    pub divisor: Vec<f64>,
     /// The result.
     pub out: Vec<f64>,
 }
@@ -37,12 +35,14 @@ impl Scratch {
     /// Buffers for a program that reads `models` models.
     pub fn new(models: usize) -> Self {
         let buffer = || vec![0.0; CHUNK];
-        Self {
-            deltas: (0..models).map(|_| buffer()).collect(),
-            total: buffer(),
-            divisor: buffer(),
-            out: buffer(),
-        }
+        Self { deltas: vec![0.0; models * CHUNK], total: buffer(), out: buffer() }
+    }
+}
+
+impl Scratch {
+    /// The first `len` deltas of expert `at`.
+    pub fn delta(&mut self, at: usize, len: usize) -> &mut [f64] {
+        &mut self.deltas[at * CHUNK..at * CHUNK + len]
     }
 }
 

@@ -48,7 +48,7 @@ pub enum Contents {
 }
 
 /// Values in the sample that a selection starts from, at most.
-const SAMPLE_BLOCKS: u64 = 128;
+const SAMPLE_BLOCKS: u64 = 64;
 /// Elements in each block of the sample.
 const SAMPLE_BLOCK: u64 = 512;
 /// Counters of a selection within one tile.

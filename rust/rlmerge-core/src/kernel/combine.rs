@@ -1,9 +1,50 @@
 //! The element-wise steps of the linear, task-arithmetic and TIES families.
 
+use super::lanes::{LANES, Lanes};
 use super::level::kernel;
 
 macro_rules! per_width {
-    ($delta:ident, $weigh:ident, $add_weighed:ident, $add_change:ident, $ty:ty) => {
+    ($delta:ident, $cut:ident, $count:ident, $weigh:ident, $add_weighed:ident, $add_change:ident, $ty:ty, $bits:ty) => {
+        kernel! {
+            /// `out = factor · (expert − base)` where that delta's magnitude is at least (above, when `strict`) the
+            /// threshold, else zero; the squares of all deltas join the lanes. Magnitudes are compared as bits, so
+            /// NaN counts as largest.
+            pub fn $cut(
+                expert: &[$ty], base: &[$ty], threshold: $bits, strict: bool, factor: f64, out: &mut [f64], lanes: &mut Lanes,
+            ) {
+                const BITS: $bits = <$bits>::MAX >> 1;
+                let least = threshold + <$bits>::from(strict);
+                let mut sums = *lanes;
+                let ((xs, x_tail), (bs, b_tail)) = (expert.as_chunks::<LANES>(), base.as_chunks::<LANES>());
+                let (os, o_tail) = out.as_chunks_mut::<LANES>();
+                for ((x, b), o) in xs.iter().zip(bs).zip(os) {
+                    for i in 0..LANES {
+                        let delta = x[i] - b[i];
+                        let wide = f64::from(delta);
+                        sums[i] += wide * wide;
+                        o[i] = if delta.to_bits() & BITS >= least { factor * wide } else { 0.0 };
+                    }
+                }
+                for (i, ((x, b), o)) in x_tail.iter().zip(b_tail).zip(o_tail).enumerate() {
+                    let delta = x - b;
+                    let wide = f64::from(delta);
+                    sums[i] += wide * wide;
+                    *o = if delta.to_bits() & BITS >= least { factor * wide } else { 0.0 };
+                }
+                *lanes = sums;
+            }
+        }
+        kernel! {
+            /// Number of deltas whose magnitude is exactly the threshold.
+            pub fn $count(expert: &[$ty], base: &[$ty], threshold: $bits) -> u64 {
+                const BITS: $bits = <$bits>::MAX >> 1;
+                let mut n: u32 = 0;
+                for (x, b) in expert.iter().zip(base) {
+                    n += u32::from((x - b).to_bits() & BITS == threshold);
+                }
+                u64::from(n)
+            }
+        }
         kernel! {
             /// `out = expert − base`, subtracted in this width.
             pub fn $delta(expert: &[$ty], base: &[$ty], out: &mut [f64]) {
@@ -40,8 +81,17 @@ macro_rules! per_width {
     };
 }
 
-per_width!(delta_narrow, weigh_narrow, add_weighed_narrow, add_change_narrow, f32);
-per_width!(delta_wide, weigh_wide, add_weighed_wide, add_change_wide, f64);
+per_width!(
+    delta_narrow,
+    cut_narrow,
+    count_narrow,
+    weigh_narrow,
+    add_weighed_narrow,
+    add_change_narrow,
+    f32,
+    u32
+);
+per_width!(delta_wide, cut_wide, count_wide, weigh_wide, add_weighed_wide, add_change_wide, f64, u64);
 
 kernel! {
     /// `values *= factor`.
@@ -82,17 +132,6 @@ kernel! {
     }
 }
 
-kernel! {
-    /// Number of values whose magnitude is exactly the threshold.
-    pub fn count_at(values: &[f64], threshold: u64) -> u64 {
-        let mut n = 0;
-        for v in values {
-            n += u64::from(v.to_bits() & MAGNITUDE == threshold);
-        }
-        n
-    }
-}
-
 /// All bits of an f64 but the sign.
 pub const MAGNITUDE: u64 = u64::MAX >> 1;
 
@@ -109,26 +148,42 @@ pub fn keep_large_and_first_ties(values: &mut [f64], threshold: u64, ties: &mut 
     }
 }
 
-kernel! {
-    /// One expert's part in the disjoint merge: where its value has the elected sign (that of `total`;
-    /// `zero_is_plus` decides where that is zero), the value joins `mix` and its share joins `divisor`.
-    /// Where `total` is NaN, `mix` becomes NaN.
-    pub fn add_agreeing(values: &[f64], share: f64, total: &[f64], zero_is_plus: bool, mix: &mut [f64], divisor: &mut [f64]) {
-        for (((v, t), m), d) in values.iter().zip(total).zip(mix.iter_mut()).zip(divisor.iter_mut()) {
-            let plus = if zero_is_plus { *t >= 0.0 } else { *t > 0.0 };
-            let agrees = if plus { *v > 0.0 } else { *v < 0.0 };
-            let poison = if t.is_nan() { f64::NAN } else { 0.0 };
-            *m += if agrees { *v } else { poison };
-            *d += if agrees { share } else { 0.0 };
-        }
-    }
-}
+/// Elements that the disjoint merge looks at together; lengths are multiples of it.
+pub const ROW: usize = 16;
 
 kernel! {
-    /// `values /= divisor` where the divisor is not zero.
-    pub fn divide(values: &mut [f64], divisor: &[f64]) {
-        for (v, d) in values.iter_mut().zip(divisor) {
-            *v /= if *d == 0.0 { 1.0 } else { *d };
+    /// The disjoint merge (TIES, section 3): for each element the sign of the sum over experts is elected
+    /// (`zero_is_plus` decides where that is zero), the values of that sign are added, and the sum is divided by
+    /// the shares of their experts when `normalize`. `values` holds the experts one after the other, each at
+    /// a multiple of `stride`.
+    pub fn merge_disjoint(
+        values: &[f64], stride: usize, shares: &[f64], zero_is_plus: bool, normalize: bool, out: &mut [f64],
+    ) {
+        for (at, row) in out.as_chunks_mut::<ROW>().0.iter_mut().enumerate() {
+            let of = |expert: usize| values[expert * stride + at * ROW..].first_chunk::<ROW>();
+            let mut total = [0.0; ROW];
+            for expert in 0..shares.len() {
+                let Some(v) = of(expert) else { continue };
+                for i in 0..ROW {
+                    total[i] = if expert == 0 { v[i] } else { total[i] + v[i] };
+                }
+            }
+            let mut mix = [0.0; ROW];
+            let mut divisor = [0.0; ROW];
+            for (expert, share) in shares.iter().enumerate() {
+                let Some(v) = of(expert) else { continue };
+                for i in 0..ROW {
+                    let plus = if zero_is_plus { total[i] >= 0.0 } else { total[i] > 0.0 };
+                    let agrees = if plus { v[i] > 0.0 } else { v[i] < 0.0 };
+                    mix[i] += if agrees { v[i] } else { 0.0 };
+                    divisor[i] += if agrees { *share } else { 0.0 };
+                }
+            }
+            for i in 0..ROW {
+                let by = if normalize && divisor[i] != 0.0 { divisor[i] } else { 1.0 };
+                // A sum that is NaN has no sign to elect; the NaN must come out.
+                row[i] = if total[i].is_nan() { f64::NAN } else { mix[i] / by };
+            }
         }
     }
 }

@@ -19,6 +19,16 @@ pub enum Numbers<'a> {
     Wide(&'a [f64]),
 }
 
+/// Bits of the smallest f32 magnitude that is not below the f64 magnitude with these bits, and whether they
+/// are equal.
+fn narrow_threshold(threshold: u64) -> (u32, bool) {
+    let wide = f64::from_bits(threshold);
+    let near = wide as f32;
+    let bits = near.to_bits();
+    // The magnitude of an f32 that rounding brought below the threshold is one step too small.
+    if f64::from(near) < wide { (bits + 1, false) } else { (bits, f64::from(near) <= wide || wide.is_nan()) }
+}
+
 impl Default for Values {
     fn default() -> Self {
         Self { narrow: vec![0.0; CHUNK], wide: vec![0.0; CHUNK], is_wide: false, len: 0 }
@@ -55,6 +65,44 @@ impl Values {
             combine::delta_wide(level, &self.wide[..self.len], &base.wide[..self.len], out);
         } else {
             combine::delta_narrow(level, &self.narrow[..self.len], &base.narrow[..self.len], out);
+        }
+    }
+
+    /// `out = factor · (self − base)` where the delta's magnitude is at least (above, when `strict`) the one with
+    /// the bits `threshold`, else zero; adds the squares of all deltas to the lanes.
+    #[allow(clippy::too_many_arguments, reason = "one pass over the chunk does it all")]
+    pub fn cut_delta(
+        &self,
+        level: Level,
+        base: &Self,
+        threshold: u64,
+        strict: bool,
+        factor: f64,
+        out: &mut [f64],
+        squares: &mut lanes::Lanes,
+    ) {
+        match (self.numbers(), base.numbers()) {
+            (Numbers::Narrow(x), Numbers::Narrow(b)) => {
+                let (least, exact) = narrow_threshold(threshold);
+                combine::cut_narrow(level, x, b, least, strict && exact, factor, out, squares);
+            }
+            (Numbers::Wide(x), Numbers::Wide(b)) => {
+                combine::cut_wide(level, x, b, threshold, strict, factor, out, squares);
+            }
+            _ => unreachable!("the models of a tensor share one width"),
+        }
+    }
+
+    /// Number of deltas whose magnitude has exactly the bits `threshold`.
+    #[must_use]
+    pub fn count_deltas_at(&self, level: Level, base: &Self, threshold: u64) -> u64 {
+        match (self.numbers(), base.numbers()) {
+            (Numbers::Narrow(x), Numbers::Narrow(b)) => match narrow_threshold(threshold) {
+                (bits, true) => combine::count_narrow(level, x, b, bits),
+                (_, false) => 0,
+            },
+            (Numbers::Wide(x), Numbers::Wide(b)) => combine::count_wide(level, x, b, threshold),
+            _ => unreachable!("the models of a tensor share one width"),
         }
     }
 
