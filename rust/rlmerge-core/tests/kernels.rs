@@ -4,7 +4,7 @@
 use rlmerge_core::dtype::DType;
 use rlmerge_core::kernel::lanes::{self, Lanes};
 use rlmerge_core::kernel::values::Values;
-use rlmerge_core::kernel::{Level, combine, convert, naive};
+use rlmerge_core::kernel::{CHUNK, Level, combine, convert, naive};
 
 const LENGTHS: std::ops::Range<usize> = 0..516;
 
@@ -227,34 +227,26 @@ fn cut_deltas_are_the_deltas_cut() {
 
 #[test]
 fn elections_agree_with_the_oracle() {
-    const STRIDE: usize = 528;
-    let shares = [1.0, 0.5, 2.0];
+    let all: Vec<f64> = (0..20).map(|e| [1.0, 0.5, 2.0][e % 3]).collect();
     for level in Level::available() {
         for len in LENGTHS {
-            let padded = len.next_multiple_of(combine::ROW);
-            for experts in 1..=3 {
-                let mut values = vec![0.0; experts * STRIDE];
+            // Up to three experts at every length, every other number at some.
+            let most = if len % 43 == 0 { 20 } else { 3 };
+            for experts in 1..=most {
+                let mut values = vec![0.0; experts * CHUNK];
                 for e in 0..experts {
-                    values[e * STRIDE..e * STRIDE + len].copy_from_slice(&numbers(17 + e as u64, len));
+                    values[e * CHUNK..e * CHUNK + len].copy_from_slice(&numbers(17 + e as u64, len));
                 }
                 for (zero_is_plus, normalize) in [(true, true), (false, true), (true, false)] {
-                    let mut out = vec![0.0; padded];
-                    let shares = &shares[..experts];
-                    combine::merge_disjoint(
-                        level,
-                        &values,
-                        STRIDE,
-                        shares,
-                        zero_is_plus,
-                        normalize,
-                        &mut out,
-                    );
+                    let mut out = vec![0.0; len];
+                    let shares = &all[..experts];
+                    combine::merge_disjoint(level, &values, shares, zero_is_plus, normalize, &mut out);
                     let expected = (0..len).map(|i| {
-                        let column: Vec<f64> = (0..experts).map(|e| values[e * STRIDE + i]).collect();
+                        let column: Vec<f64> = (0..experts).map(|e| values[e * CHUNK + i]).collect();
                         let (mix, divisor) = naive::disjoint(&column, shares, zero_is_plus);
                         if normalize && divisor != 0.0 { mix / divisor } else { mix }
                     });
-                    assert_same(&out[..len], expected, "election", level);
+                    assert_same(&out, expected, "election", level);
                 }
             }
             let total = numbers(17, len);

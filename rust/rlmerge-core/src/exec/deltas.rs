@@ -357,18 +357,9 @@ impl Job for DeltasJob<'_> {
         }
         if self.plan.election.is_some() {
             let scratch = &mut *chunk.scratch;
-            // Whole rows: what lies behind the last element is computed and not used.
-            let out = &mut scratch.out[..len.next_multiple_of(combine::ROW)];
-            let normalize = self.plan.normalize;
-            combine::merge_disjoint(
-                level,
-                &scratch.deltas,
-                CHUNK,
-                &self.shares,
-                self.zero_is_plus,
-                normalize,
-                out,
-            );
+            let (values, normalize) = (&scratch.deltas, self.plan.normalize);
+            let out = &mut scratch.out[..len];
+            combine::merge_disjoint(level, values, &self.shares, self.zero_is_plus, normalize, out);
         } else {
             self.add_up(chunk);
             let scratch = &mut *chunk.scratch;

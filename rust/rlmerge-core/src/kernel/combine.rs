@@ -1,7 +1,7 @@
 //! The element-wise steps of the linear, task-arithmetic and TIES families.
 
 use super::lanes::{LANES, Lanes};
-use super::level::kernel;
+use super::level::{Level, kernel};
 
 macro_rules! per_width {
     ($delta:ident, $cut:ident, $count:ident, $weigh:ident, $add_weighed:ident, $add_change:ident, $ty:ty, $bits:ty) => {
@@ -148,43 +148,90 @@ pub fn keep_large_and_first_ties(values: &mut [f64], threshold: u64, ties: &mut 
     }
 }
 
-/// Elements that the disjoint merge looks at together; lengths are multiples of it.
-pub const ROW: usize = 16;
+/// The disjoint merge of `N` experts. `N` is known to the compiler, which then makes one vector loop of all.
+#[inline(always)]
+fn disjoint<const N: usize>(
+    values: [&[f64]; N],
+    shares: [f64; N],
+    zero_is_plus: bool,
+    normalize: bool,
+    out: &mut [f64],
+) {
+    let len = out.len();
+    let values = values.map(|v| &v[..len]);
+    let at_zero = if zero_is_plus { 1.0 } else { -1.0 };
+    for (i, o) in out.iter_mut().enumerate() {
+        let mut total = values[0][i];
+        for v in &values[1..] {
+            total += v[i];
+        }
+        let sign = if total == 0.0 { at_zero } else { 1.0f64.copysign(total) };
+        let (mut mix, mut divisor) = (0.0, 0.0);
+        for (v, share) in values.iter().zip(shares) {
+            let agrees = v[i] * sign > 0.0;
+            mix += if agrees { v[i] } else { 0.0 };
+            divisor += if agrees { share } else { 0.0 };
+        }
+        let by = if normalize && divisor != 0.0 { divisor } else { 1.0 };
+        // A sum that is NaN has no sign to elect; the NaN must come out.
+        *o = if total.is_nan() { f64::NAN } else { mix / by };
+    }
+}
 
-kernel! {
-    /// The disjoint merge (TIES, section 3): for each element the sign of the sum over experts is elected
-    /// (`zero_is_plus` decides where that is zero), the values of that sign are added, and the sum is divided by
-    /// the shares of their experts when `normalize`. `values` holds the experts one after the other, each at
-    /// a multiple of `stride`.
-    pub fn merge_disjoint(
-        values: &[f64], stride: usize, shares: &[f64], zero_is_plus: bool, normalize: bool, out: &mut [f64],
-    ) {
-        for (at, row) in out.as_chunks_mut::<ROW>().0.iter_mut().enumerate() {
-            let of = |expert: usize| values[expert * stride + at * ROW..].first_chunk::<ROW>();
-            let mut total = [0.0; ROW];
-            for expert in 0..shares.len() {
-                let Some(v) = of(expert) else { continue };
-                for i in 0..ROW {
-                    total[i] = if expert == 0 { v[i] } else { total[i] + v[i] };
+/// No more experts than this are merged by one loop; nothing limits how many there may be.
+const MOST_IN_REGISTERS: usize = 16;
+const NOTHING: [f64; super::CHUNK] = [0.0; super::CHUNK];
+
+macro_rules! disjoint_of {
+    ($($name:ident $n:literal),*) => {$(
+        kernel! {
+            fn $name(values: &[f64], shares: &[f64], zero_is_plus: bool, normalize: bool, out: &mut [f64]) {
+                // Experts that are not there have zeros, which agree with nobody.
+                let mut all = [&NOTHING[..]; $n];
+                let mut all_shares = [0.0; $n];
+                for (slot, v) in all.iter_mut().zip(values.chunks(super::CHUNK)).take(shares.len()) {
+                    *slot = v;
                 }
-            }
-            let mut mix = [0.0; ROW];
-            let mut divisor = [0.0; ROW];
-            for (expert, share) in shares.iter().enumerate() {
-                let Some(v) = of(expert) else { continue };
-                for i in 0..ROW {
-                    let plus = if zero_is_plus { total[i] >= 0.0 } else { total[i] > 0.0 };
-                    let agrees = if plus { v[i] > 0.0 } else { v[i] < 0.0 };
-                    mix[i] += if agrees { v[i] } else { 0.0 };
-                    divisor[i] += if agrees { *share } else { 0.0 };
-                }
-            }
-            for i in 0..ROW {
-                let by = if normalize && divisor[i] != 0.0 { divisor[i] } else { 1.0 };
-                // A sum that is NaN has no sign to elect; the NaN must come out.
-                row[i] = if total[i].is_nan() { f64::NAN } else { mix[i] / by };
+                all_shares[..shares.len()].copy_from_slice(shares);
+                disjoint::<$n>(all, all_shares, zero_is_plus, normalize, out);
             }
         }
+    )*};
+}
+
+disjoint_of!(disjoint_of_2 2, disjoint_of_3 3, disjoint_of_4 4, disjoint_of_8 8, disjoint_of_16 16);
+
+/// The disjoint merge (TIES, section 3): for each element the sign of the sum over experts is elected
+/// (`zero_is_plus` decides where that is zero), the values of that sign are added, and the sum is divided by the
+/// shares of their experts when `normalize`. `values` holds a chunk for each expert, one after the other.
+pub fn merge_disjoint(
+    level: Level,
+    values: &[f64],
+    shares: &[f64],
+    zero_is_plus: bool,
+    normalize: bool,
+    out: &mut [f64],
+) {
+    let merge = match shares.len() {
+        0..=2 => disjoint_of_2,
+        3 => disjoint_of_3,
+        4 => disjoint_of_4,
+        5..=8 => disjoint_of_8,
+        9..=MOST_IN_REGISTERS => disjoint_of_16,
+        _ => return disjoint_of_many(values, shares, zero_is_plus, normalize, out),
+    };
+    merge(level, values, shares, zero_is_plus, normalize, out);
+}
+
+/// The same, element by element.
+fn disjoint_of_many(values: &[f64], shares: &[f64], zero_is_plus: bool, normalize: bool, out: &mut [f64]) {
+    let mut column = vec![0.0; shares.len()];
+    for (i, o) in out.iter_mut().enumerate() {
+        for (slot, v) in column.iter_mut().zip(values.chunks(super::CHUNK)) {
+            *slot = v[i];
+        }
+        let (mix, divisor) = super::naive::disjoint(&column, shares, zero_is_plus);
+        *o = if normalize && divisor != 0.0 { mix / divisor } else { mix };
     }
 }
 
