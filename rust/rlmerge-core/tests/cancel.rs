@@ -5,7 +5,8 @@ mod models;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rlmerge_core::exec::Observer;
+use rlmerge_core::exec::{self, Observer};
+use rlmerge_core::plan::MergePlan;
 use serde_json::json;
 
 fn names(dir: &std::path::Path) -> Vec<String> {
@@ -64,4 +65,29 @@ fn a_tensor_that_differs_is_named_and_nothing_stays() {
     assert_eq!(error.tensor(), Some("position_ids"));
     assert!(error.to_string().contains("at byte 1000003"), "{error}");
     assert_eq!(names(dir.path()), before);
+}
+
+#[test]
+fn an_input_that_shrank_or_changed_is_an_error_and_nothing_stays() {
+    for change in ["shrank", "overwritten"] {
+        let dir = tempfile::tempdir().unwrap();
+        let paths: Vec<PathBuf> = (0..2).map(|e| dir.path().join(format!("{e}.safetensors"))).collect();
+        for (expert, path) in paths.iter().enumerate() {
+            models::write_file(path, &models::tensors(expert as u64));
+        }
+        let output = dir.path().join("out.safetensors");
+        let recipe = models::recipe("linear", None, &paths, &output, json!({}));
+        let (plan, opened) = MergePlan::prepare(recipe).unwrap();
+        let file = std::fs::OpenOptions::new().write(true).open(&paths[1]).unwrap();
+        if change == "shrank" {
+            file.set_len(100_000).unwrap();
+        } else {
+            std::thread::sleep(Duration::from_millis(20));
+            std::os::unix::fs::FileExt::write_all_at(&file, &[1; 64], 500_000).unwrap();
+        }
+        let error = exec::run(&plan, &opened, &[], &Observer::default()).expect_err("the input changed");
+        assert_eq!((error.code(), error.exit_code()), ("input_changed", 3), "{error}");
+        assert_eq!(error.path(), Some(paths[1].as_path()));
+        assert_eq!(names(dir.path()), ["0.safetensors", "1.safetensors"]);
+    }
 }
