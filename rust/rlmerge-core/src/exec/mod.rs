@@ -6,28 +6,21 @@ mod job;
 mod linear;
 mod observer;
 mod pass;
+mod run;
 mod slerp;
 mod stats;
 mod tile;
 mod turnstile;
 
-use std::ops::Range;
-
 pub use observer::{Observer, Progress};
 
 use crate::error::{Error, Result};
-use crate::kernel::{CHUNK, Level};
-use crate::plan::program::{Passes, Program};
+use crate::plan::MergePlan;
 use crate::plan::recipe::OutputForm;
-use crate::plan::{Action, KEPT_BYTES, MergePlan, PlannedTensor, SELECTION_BYTES, TILE_ELEMENTS};
 use crate::report::{Report, TensorReport};
 use crate::shard::Checkpoint;
 use crate::writer::{Input, OutputKind, Stage, StagedFile, Target, preflight};
-use job::Job;
-use pass::{TileId, TileMap, Workers};
-use stats::Statistics;
-use tile::{Slice, Work};
-use turnstile::Turnstile;
+use run::Run;
 
 /// A file that goes into an output folder besides the tensors.
 #[derive(Debug, Clone)]
@@ -47,14 +40,6 @@ pub enum Contents {
     CopyOf(std::path::PathBuf),
 }
 
-/// Values in the sample that a selection starts from, at most.
-const SAMPLE_BLOCKS: u64 = 64;
-/// Elements in each block of the sample.
-const SAMPLE_BLOCK: u64 = 512;
-/// Counters of a selection within one tile.
-const SMALL_SELECTION: usize = 1 << 14;
-/// Tiles that are read ahead of each worker.
-const READ_AHEAD: u64 = 4;
 /// Room for the index, the report and other small files in the check for free space.
 const SMALL_FILES: u64 = 16 << 20;
 /// Name of the report in an output folder.
@@ -72,14 +57,7 @@ pub fn run(
     sidecars: &[Sidecar],
     observer: &Observer,
 ) -> Result<Report> {
-    let target = Target {
-        path: plan.recipe.output.clone(),
-        kind: match plan.recipe.output_kind {
-            OutputForm::File => OutputKind::File,
-            OutputForm::Folder => OutputKind::Folder,
-        },
-        force: plan.recipe.force,
-    };
+    let target = target(plan);
     check_output(plan, &target)?;
     let stage = Stage::create(&target)?;
     let files: Vec<StagedFile> =
@@ -122,11 +100,15 @@ pub fn run(
 /// # Errors
 /// What [`preflight`] finds.
 pub fn check(plan: &MergePlan) -> Result<()> {
+    check_output(plan, &target(plan))
+}
+
+fn target(plan: &MergePlan) -> Target {
     let kind = match plan.recipe.output_kind {
         OutputForm::File => OutputKind::File,
         OutputForm::Folder => OutputKind::Folder,
     };
-    check_output(plan, &Target { path: plan.recipe.output.clone(), kind, force: plan.recipe.force })
+    Target { path: plan.recipe.output.clone(), kind, force: plan.recipe.force }
 }
 
 fn check_output(plan: &MergePlan, target: &Target) -> Result<()> {
@@ -193,311 +175,4 @@ fn refuse_non_finite(report: &Report) -> Result<()> {
         tensor: first.name.clone(),
         element: first.non_finite.first.unwrap_or(0),
     })
-}
-
-/// Tensors that go through all passes together.
-enum Batch {
-    /// Each tile needs nothing but itself (and, for tensors of one tile, its own scans).
-    Independent(Range<usize>),
-    /// One tensor of several tiles whose parameters come from scans of the whole tensor.
-    Scanned(usize),
-}
-
-struct Run<'a> {
-    plan: &'a MergePlan,
-    models: &'a [Checkpoint],
-    files: &'a [StagedFile],
-    observer: &'a Observer,
-    workers: Workers,
-    map: TileMap,
-    statistics: Statistics,
-    passes: Passes,
-    may_copy: bool,
-    bins: usize,
-}
-
-impl<'a> Run<'a> {
-    fn new(
-        plan: &'a MergePlan,
-        models: &'a [Checkpoint],
-        files: &'a [StagedFile],
-        observer: &'a Observer,
-    ) -> Result<Self> {
-        let level = Level::choose();
-        let read = plan.program.models().len();
-        let threads = plan.threads.clamp(1, plan.tiles().max(1) as usize);
-        let counters = (read.max(1) * threads) as u64 * 16;
-        let run = Self {
-            plan,
-            models,
-            files,
-            observer,
-            workers: Workers::start(threads, || Work::new(level, read))?,
-            map: TileMap::new(plan),
-            statistics: Statistics::new(plan),
-            passes: plan.program.passes(),
-            may_copy: plan.program.keeps_common_values(),
-            bins: (SELECTION_BYTES / counters).max(1024) as usize,
-        };
-        observer.begin(run.bytes_to_go_through(), plan.tensors.len() as u64);
-        Ok(run)
-    }
-
-    /// Source bytes of all passes, for progress.
-    fn bytes_to_go_through(&self) -> u64 {
-        let scans = u64::from(self.passes.scans);
-        let of = |t: &PlannedTensor| {
-            let scanned = t.action == Action::Compute && (self.passes.whole_model || t.tiles() > 1);
-            self.plan.source_bytes(t) * if scanned { 1 + scans } else { 1 }
-        };
-        self.plan.tensors.iter().map(of).sum()
-    }
-
-    fn merge(self) -> Result<(Vec<TensorReport>, crate::report::Totals)> {
-        // Tensors without arithmetic come first: they may turn out to differ, and that should be said soon.
-        self.compare_tensors()?;
-        if self.passes.whole_model && self.passes.scans > 0 {
-            self.merge_whole_model()?;
-        } else {
-            for batch in self.batches() {
-                match batch {
-                    Batch::Independent(tensors) => self.merge_tiles(tensors)?,
-                    Batch::Scanned(tensor) => self.merge_scanned(tensor)?,
-                }
-            }
-        }
-        Ok(self.statistics.finish())
-    }
-
-    fn batches(&self) -> Vec<Batch> {
-        let mut batches = Vec::new();
-        let mut start = 0;
-        for (at, tensor) in self.plan.tensors.iter().enumerate() {
-            if tensor.action == Action::Compute && self.passes.scans > 0 && tensor.tiles() > 1 {
-                if start < at {
-                    batches.push(Batch::Independent(start..at));
-                }
-                batches.push(Batch::Scanned(at));
-                start = at + 1;
-            }
-        }
-        if start < self.plan.tensors.len() {
-            batches.push(Batch::Independent(start..self.plan.tensors.len()));
-        }
-        batches
-    }
-
-    fn compare_tensors(&self) -> Result<()> {
-        let all = self.map.tiles(0..self.plan.tensors.len());
-        if self.plan.tensors.iter().all(|t| t.action != Action::Compare) {
-            return Ok(());
-        }
-        self.workers.run(
-            &self.map,
-            all,
-            self.observer,
-            || (),
-            |work, (), id, _| {
-                if self.plan.tensors[id.tensor].action != Action::Compare {
-                    return Ok(());
-                }
-                let slice = Slice::tile(self.plan, self.models, id);
-                slice.fetch(work)?;
-                let (bytes, stats) = slice.compare(work)?;
-                self.put(&slice, id, bytes, stats)
-            },
-        )?;
-        Ok(())
-    }
-
-    /// One pass that computes tiles on their own.
-    fn merge_tiles(&self, tensors: Range<usize>) -> Result<()> {
-        let tiles = self.map.tiles(tensors);
-        self.workers.run(
-            &self.map,
-            tiles.clone(),
-            self.observer,
-            || (),
-            |work, (), id, _| {
-                let tensor = &self.plan.tensors[id.tensor];
-                if tensor.action == Action::Compare {
-                    return Ok(());
-                }
-                self.read_ahead(id, &tiles);
-                let slice = Slice::tile(self.plan, self.models, id);
-                slice.fetch(work)?;
-                let mut job = self.job(&tensor.name, tensor.elements, tensor.wide);
-                if tensor.action == Action::Compute && tensor.tiles() == 1 {
-                    self.learn_alone(work, &slice, id, job.as_mut())?;
-                }
-                let (bytes, stats) = slice.merge(work, job.as_ref(), self.may_copy, &mut tile::alone)?;
-                self.put(&slice, id, bytes, stats)
-            },
-        )?;
-        Ok(())
-    }
-
-    /// All scans of a tensor of one tile, by one worker.
-    fn learn_alone(&self, work: &mut Work, slice: &Slice<'_>, id: TileId, job: &mut dyn Job) -> Result<()> {
-        let tensor = &self.plan.tensors[id.tensor];
-        if job.wants_sample() {
-            self.sample(work, job, id.tensor..id.tensor + 1)?;
-            slice.fetch(work)?;
-        }
-        while job.needs_scan() {
-            let mut partial = job.partial();
-            slice.scan(work, job, id.ordinal, &mut partial);
-            job.learn(partial, &tensor.name)?;
-        }
-        Ok(())
-    }
-
-    /// A tensor of several tiles: scans by all workers until everything is learnt, then its tiles.
-    fn merge_scanned(&self, at: usize) -> Result<()> {
-        let tensor = &self.plan.tensors[at];
-        let mut job = self.job(&tensor.name, tensor.elements, tensor.wide);
-        let keep_pages = self.plan.source_bytes(tensor) <= KEPT_BYTES;
-        self.learn(job.as_mut(), at..at + 1, &tensor.name, keep_pages)?;
-        self.apply(job.as_ref(), at..at + 1)
-    }
-
-    fn merge_whole_model(&self) -> Result<()> {
-        let computed = || self.plan.tensors.iter().filter(|t| t.action == Action::Compute);
-        let all = 0..self.plan.tensors.len();
-        let mut job =
-            self.job("the whole model", computed().map(|t| t.elements).sum(), computed().any(|t| t.wide));
-        self.learn(job.as_mut(), all.clone(), "the whole model", false)?;
-        self.apply(job.as_ref(), all)
-    }
-
-    fn learn(&self, job: &mut dyn Job, tensors: Range<usize>, scope: &str, keep_pages: bool) -> Result<()> {
-        if job.wants_sample() {
-            self.workers.alone(|work| self.sample(work, job, tensors.clone()))?;
-        }
-        let tiles = self.map.tiles(tensors);
-        while job.needs_scan() {
-            let scanning: &dyn Job = job;
-            let gathered = self.workers.run(
-                &self.map,
-                tiles.clone(),
-                self.observer,
-                || scanning.partial(),
-                |work, partial, id, _| {
-                    if self.plan.tensors[id.tensor].action != Action::Compute {
-                        return Ok(());
-                    }
-                    self.read_ahead(id, &tiles);
-                    let slice = Slice::tile(self.plan, self.models, id);
-                    slice.fetch(work)?;
-                    slice.scan(work, scanning, id.ordinal, partial);
-                    if !keep_pages {
-                        slice.release();
-                    }
-                    self.observer.add_bytes(slice.source_bytes());
-                    Ok(())
-                },
-            )?;
-            let mut merged = job.partial();
-            for partial in gathered {
-                merged.merge(partial);
-            }
-            job.learn(merged, scope)?;
-        }
-        Ok(())
-    }
-
-    fn apply(&self, job: &dyn Job, tensors: Range<usize>) -> Result<()> {
-        let tiles = self.map.tiles(tensors);
-        let ordered = job.ordered_ties();
-        let turnstile = Turnstile::new(tiles.start, ordered);
-        self.workers.run(
-            &self.map,
-            tiles.clone(),
-            self.observer,
-            || (),
-            |work, (), id, given_up| {
-                let mut order = tile::in_order(&turnstile, id.ordinal, given_up);
-                if self.plan.tensors[id.tensor].action == Action::Compare {
-                    // Written already; where ties are shared in order it lets the next tile through.
-                    return if ordered > 0 { order(&vec![0; ordered]).map(|_| ()) } else { Ok(()) };
-                }
-                if self.passes.whole_model {
-                    self.read_ahead(id, &tiles);
-                }
-                let slice = Slice::tile(self.plan, self.models, id);
-                slice.fetch(work)?;
-                let (bytes, stats) = slice.merge(work, job, self.may_copy, &mut order)?;
-                self.put(&slice, id, bytes, stats)
-            },
-        )?;
-        Ok(())
-    }
-
-    /// Hashes and writes a tile, starts its way to the disk, and gives its sources back to the kernel.
-    fn put(&self, slice: &Slice<'_>, id: TileId, bytes: &[u8], mut stats: stats::TileStats) -> Result<()> {
-        slice.hash(bytes, &mut stats);
-        let file = &self.files[slice.tensor.shard];
-        let offset = slice.tensor.offset + slice.output_offset();
-        file.write_all_at(bytes, offset)?;
-        file.start_writeback(offset, bytes.len() as u64);
-        slice.release();
-        self.observer.add_bytes(slice.source_bytes());
-        if self.statistics.add(self.plan, id.tensor, id.index, stats) {
-            self.observer.add_tensor();
-        }
-        Ok(())
-    }
-
-    fn read_ahead(&self, id: TileId, tiles: &Range<u64>) {
-        let ahead = id.ordinal + READ_AHEAD * self.workers.count();
-        if ahead < tiles.end {
-            Slice::tile(self.plan, self.models, self.map.find(ahead)).prefetch();
-        }
-    }
-
-    /// The method at work on a scope.
-    fn job(&self, scope: &str, elements: u64, wide: bool) -> Box<dyn Job + 'a> {
-        // What fits in a tile is scanned twice sooner than millions of counters are cleared once.
-        let bins = if elements <= TILE_ELEMENTS { self.bins.min(SMALL_SELECTION) } else { self.bins };
-        match &self.plan.program {
-            Program::Scaled { factor, .. } => {
-                Box::new(linear::Linear { weights: vec![*factor], divisor: 1.0 })
-            }
-            Program::Linear { experts, divisor } => Box::new(linear::Linear {
-                weights: experts.iter().map(|(_, w)| *w).collect(),
-                divisor: *divisor,
-            }),
-            Program::Slerp { t, mergekit, .. } => Box::new(slerp::Slerp::new(*t, *mergekit)),
-            Program::Deltas(deltas) => Box::new(deltas::DeltasJob::new(deltas, scope, elements, wide, bins)),
-        }
-    }
-
-    /// Shows the job evenly spaced blocks of a run of tensors, or all of it if it is small.
-    fn sample(&self, work: &mut Work, job: &mut dyn Job, tensors: Range<usize>) -> Result<()> {
-        let computed = tensors.filter(|t| self.plan.tensors[*t].action == Action::Compute);
-        let sizes: Vec<(usize, u64)> = computed.map(|t| (t, self.plan.tensors[t].elements)).collect();
-        let population: u64 = sizes.iter().map(|(_, n)| n).sum();
-        let everything = population <= SAMPLE_BLOCKS * SAMPLE_BLOCK;
-        let stride = if everything { 1 } else { population / SAMPLE_BLOCKS };
-        let (mut before, mut next) = (0, 0);
-        for (tensor, elements) in sizes {
-            if everything {
-                let slice = Slice::new(self.plan, self.models, tensor, 0, elements);
-                slice.fetch(work)?;
-                slice.for_chunks(work, |chunk, _| job.sample(chunk));
-                continue;
-            }
-            while next < before + elements && next < stride * SAMPLE_BLOCKS {
-                let first = (next - before) / CHUNK as u64 * CHUNK as u64;
-                let slice =
-                    Slice::new(self.plan, self.models, tensor, first, SAMPLE_BLOCK.min(elements - first));
-                slice.fetch(work)?;
-                slice.for_chunks(work, |chunk, _| job.sample(chunk));
-                next += stride;
-            }
-            before += elements;
-        }
-        job.end_sample(population);
-        Ok(())
-    }
 }
