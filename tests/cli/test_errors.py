@@ -131,6 +131,8 @@ def test_signals(rlmerge, here, signal, code):
     before = {p.name for p in here.iterdir()}
     script = f"""
 import os, signal, rlmerge.report
+# Whoever runs the tests may ignore signals (nohup does), and children inherit that.
+signal.signal(signal.{signal}, signal.default_int_handler if "{signal}" == "SIGINT" else signal.SIG_DFL)
 real = rlmerge.report.Plan.run
 def run(self, progress):
     os.kill(os.getpid(), signal.{signal})
