@@ -99,6 +99,13 @@ $(VENV_TORCH)/.rlmerge: $(VENV_TORCH)/.installed $(VENV)/.wheel
 	$(VENV_TORCH)/bin/python -m pip install --quiet --force-reinstall --no-deps dist/*.whl
 	@touch $@
 
+# From the bindings themselves; built unoptimised, since a stripped library has nothing to read.
+STUBS = VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin generate-stubs --quiet --out
+
+.PHONY: stubs
+stubs: setup ## Generate python/rlmerge/_core.pyi anew
+	$(STUBS) python
+
 .PHONY: lint
 lint: setup ## Check formats, lints, types and stubs
 	$(CARGO) fmt --all --check
@@ -106,6 +113,8 @@ lint: setup ## Check formats, lints, types and stubs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(STUBS) target/stubs
+	diff python/rlmerge/_core.pyi target/stubs/rlmerge/_core.pyi
 	MYPYPATH=python $(BIN)/python -m mypy.stubtest rlmerge._core
 
 .PHONY: bench

@@ -365,7 +365,7 @@ def _prepare(wanted: Recipe, *, force: bool) -> Plan:
     notes += raw["notes"]
 
     def run(progress: Callable[[Progress], None] | None) -> Report:
-        report = json.loads(core.run(sidecars, progress))  # type: ignore[arg-type]
+        report = json.loads(core.run(sidecars, progress))
         report["plan"]["notes"] = list(notes)  # the core knows nothing of how the recipe was read
         return Report(
             output=Path(output),
