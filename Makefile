@@ -106,6 +106,10 @@ STUBS = VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin generate-stubs --quiet --ou
 stubs: setup ## Generate python/rlmerge/_core.pyi anew
 	$(STUBS) python
 
+.PHONY: docs
+docs: setup ## Write the table of methods into README.md and docs/
+	$(BIN)/python scripts/write_method_tables.py
+
 .PHONY: lint
 lint: setup ## Check formats, lints, types and stubs
 	$(CARGO) fmt --all --check

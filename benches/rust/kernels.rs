@@ -109,7 +109,7 @@ fn kernels(c: &mut Criterion) {
         let both: Vec<f64> = delta.iter().chain(&kept).copied().collect();
         let mut mix = vec![0.0; CHUNK];
         in_cache(&mut group, "disjoint merge of two", level, || {
-            combine::merge_disjoint(level, black_box(&both), &[1.0, 1.0], true, true, &mut mix);
+            combine::merge_disjoint(level, (black_box(&both), CHUNK), &[1.0, 1.0], true, true, &mut mix);
         });
     }
     group.finish();

@@ -7,7 +7,7 @@ Examples
 --------
 >>> import rlmerge
 >>> [method.name for method in rlmerge.methods()][:2]
-['linear', 'task_arithmetic']
+['linear', 'passthrough']
 """
 
 from __future__ import annotations

@@ -50,6 +50,7 @@ class Method:
     min_experts: int
     max_experts: int | None
     reads: int
+    memory: str
     seeded: bool
     parameters: tuple[Parameter, ...]
     modes: str
@@ -87,6 +88,7 @@ def _method(row: dict[str, Any]) -> Method:
         min_experts=row["experts"]["min"],
         max_experts=row["experts"]["max"],
         reads=row["reads"],
+        memory=row["memory"],
         seeded=row["seeded"],
         parameters=tuple(_parameter(p) for p in row["parameters"]),
         modes=row["modes"],

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import rlmerge
-
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text()
 
@@ -42,11 +40,6 @@ def test_the_recipe_runs(demo):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "merged"
     assert (demo / "merged" / "model.safetensors").is_file()
-
-
-def test_the_table_of_methods_is_the_engines():
-    rows = re.findall(r"^\| `(\w+)` \| (.*) \| (\w+) \|$", TEXT, re.MULTILINE)
-    assert rows == [(m.name, m.summary, m.base) for m in rlmerge.methods()]
 
 
 def test_commands_of_the_makefile_exist():

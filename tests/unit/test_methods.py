@@ -18,7 +18,7 @@ def test_the_table_is_the_core_table():
     for method, row in zip(rlmerge.methods(), rows, strict=True):
         assert [p.name for p in method.parameters] == [p["name"] for p in row["parameters"]]
         assert method.to_dict()["parameters"][: len(row["parameters"])]
-        assert method.base in ("required", "optional", "none")
+        assert method.base in ("required", "optional", "model", "none")
         assert json.dumps(method.to_dict())
 
 

@@ -3,28 +3,34 @@
 
 mod models;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rlmerge_core::kernel::Level;
+use rlmerge_core::plan::method::{BaseUse, Method, methods};
 use serde_json::{Value, json};
 
-const METHODS: &[(&str, bool)] = &[
-    ("linear", false),
-    ("slerp", false),
-    ("task_arithmetic", true),
-    ("ties", true),
-    ("dare_linear", true),
-    ("dare_ties", true),
-];
-
-/// Methods with the parameters that take every path through the scans.
-fn cases() -> Vec<(&'static str, bool, Value)> {
-    let mut cases: Vec<_> = METHODS.iter().map(|(m, base)| (*m, *base, json!({}))).collect();
-    cases.push(("ties", true, json!({"scope": "model"})));
-    cases.push(("ties", true, json!({"scope": "model", "zero_sign": "majority", "rescale": "l2"})));
-    cases.push(("ties", true, json!({"ties": "all", "rescale": "l1", "density": [0.1, 0.9]})));
-    cases.push(("dare_ties", true, json!({"zero_sign": "majority", "rescale": "l1"})));
+/// Every method of the table, and parameters that take every other path through the scans.
+fn cases() -> Vec<(&'static Method, Value)> {
+    let mut cases: Vec<(&'static Method, Value)> = methods().map(|m| (m, json!({}))).collect();
+    for (name, parameters) in [
+        ("passthrough", json!({"scale": 0.7})),
+        ("ties", json!({"scope": "model"})),
+        ("ties", json!({"scope": "model", "zero_sign": "majority", "rescale": "l2"})),
+        ("ties", json!({"ties": "all", "rescale": "l1", "density": [0.1, 0.9]})),
+        ("dare_ties", json!({"zero_sign": "majority", "rescale": "l1"})),
+    ] {
+        cases.push((Method::find(name).unwrap(), parameters));
+    }
     cases
+}
+
+/// A base, if the method can do with one, and as many experts as it takes of the three models.
+fn choose<'m>(method: &Method, models: &'m [PathBuf]) -> (Option<&'m Path>, &'m [PathBuf]) {
+    let most = method.experts.1.unwrap_or(usize::MAX);
+    match method.base {
+        BaseUse::Required | BaseUse::Optional => (Some(&models[0]), &models[1..=most.min(2)]),
+        BaseUse::Model | BaseUse::None => (None, &models[..most.min(3)]),
+    }
 }
 
 #[test]
@@ -38,7 +44,7 @@ fn threads_shards_and_levels_do_not_change_a_bit() {
     let whole: Vec<PathBuf> = (0..3).map(|e| at(&format!("{e}.safetensors"))).collect();
     let sharded: Vec<PathBuf> = (0..3).map(|e| at(&format!("{e}-sharded"))).collect();
 
-    for (number, (method, needs_base, parameters)) in cases().into_iter().enumerate() {
+    for (number, (method, parameters)) in cases().into_iter().enumerate() {
         let mut first: Option<(Vec<(String, String)>, String)> = None;
         let levels: Vec<&str> = Level::available().iter().map(|l| l.name()).collect();
         for (run, (threads, level)) in
@@ -51,11 +57,11 @@ fn threads_shards_and_levels_do_not_change_a_bit() {
                 std::env::set_var("RLMERGE_SIMD", level);
             }
             let inputs = if run % 2 == 0 { &whole } else { &sharded };
-            let base = needs_base.then(|| inputs[0].as_path());
+            let (base, experts) = choose(method, inputs);
             let output = at(&format!("out-{number}-{run}.safetensors"));
             let io = if run % 3 == 0 { "mmap" } else { "pread" };
             let more = json!({"parameters": parameters, "threads": threads, "seed": 5, "io": io});
-            let report = models::merge(models::recipe(method, base, &inputs[1..], &output, more)).unwrap();
+            let report = models::merge(models::recipe(method.name, base, experts, &output, more)).unwrap();
             let mut hashes: Vec<(String, String)> =
                 report.tensors.iter().map(|t| (t.name.clone(), t.blake3.clone())).collect();
             hashes.sort();
@@ -66,7 +72,11 @@ fn threads_shards_and_levels_do_not_change_a_bit() {
             match &first {
                 None => first = Some(this),
                 Some(expected) => {
-                    assert_eq!(&this, expected, "{method} {parameters} with {threads} threads at {level}");
+                    assert_eq!(
+                        &this, expected,
+                        "{} {parameters} with {threads} threads at {level}",
+                        method.name
+                    );
                 }
             }
             std::fs::remove_file(&output).unwrap();

@@ -240,7 +240,14 @@ fn elections_agree_with_the_oracle() {
                 for (zero_is_plus, normalize) in [(true, true), (false, true), (true, false)] {
                     let mut out = vec![0.0; len];
                     let shares = &all[..experts];
-                    combine::merge_disjoint(level, &values, shares, zero_is_plus, normalize, &mut out);
+                    combine::merge_disjoint(
+                        level,
+                        (&values, CHUNK),
+                        shares,
+                        zero_is_plus,
+                        normalize,
+                        &mut out,
+                    );
                     let expected = (0..len).map(|i| {
                         let column: Vec<f64> = (0..experts).map(|e| values[e * CHUNK + i]).collect();
                         let (mix, divisor) = naive::disjoint(&column, shares, zero_is_plus);

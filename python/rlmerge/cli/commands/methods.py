@@ -48,6 +48,7 @@ def _page(method: Method, out: Output) -> list[str]:
         ("base", method.base),
         ("experts", _experts(method)),
         ("reads", "the inputs once" if method.reads == 1 else f"the inputs {method.reads} times"),
+        ("memory", f"grows with the {method.memory}"),
         ("random", "yes, by --seed" if method.seeded else "no"),
     ]
     if method.paper_title or method.paper_url:

@@ -1,15 +1,13 @@
 //! Task-vector methods: base plus a combination of deltas, each made sparse by magnitude or at random,
 //! with or without an election of signs.
 
-use super::job::{Chunk, Job, Partial, Ties};
+use super::job::{Chunk, Job, Partial, Scope, Ties};
 use crate::error::Result;
-use crate::kernel::CHUNK;
 use crate::kernel::combine;
 use crate::kernel::lanes::{self, Lanes};
 use crate::kernel::rng::{self, Stream};
 use crate::kernel::select::{Cut, Selection, Tally};
-use crate::plan::method::Sparsify;
-use crate::plan::program::{DeltaExpert, Deltas, Rescale, ZeroSign};
+use crate::plan::family::deltas::{DeltaExpert, Deltas, Rescale, Sparsify, ZeroSign};
 
 /// Below this L1 norm mergekit does not rescale.
 const MERGEKIT_TINY: f64 = 1e-7;
@@ -50,11 +48,10 @@ pub struct DeltasJob<'p> {
 }
 
 impl<'p> DeltasJob<'p> {
-    /// For the tensor of this name, or the whole model, with so many elements. `bins` bounds the counters
-    /// of one selection.
-    pub fn new(plan: &'p Deltas, tensor: &str, elements: u64, wide: bool, bins: usize) -> Self {
+    /// For a tensor or the whole model.
+    pub fn new(plan: &'p Deltas, scope: Scope<'_>) -> Self {
         let expert = |(at, e): (usize, &DeltaExpert)| Expert {
-            mask: mask(plan, at, e, tensor, elements, wide, bins),
+            mask: mask(plan, at, e, scope),
             weight: e.weight,
             factor: match plan.rescale {
                 Rescale::InverseDensity if e.density < 1.0 => 1.0 / e.density,
@@ -162,7 +159,7 @@ impl<'p> DeltasJob<'p> {
         let (level, len) = (chunk.level, chunk.len);
         let scratch = &mut *chunk.scratch;
         let total = &mut scratch.total[..len];
-        for (at, values) in scratch.deltas.chunks(CHUNK).take(self.experts.len()).enumerate() {
+        for (at, values) in scratch.deltas.chunks(scratch.stride).take(self.experts.len()).enumerate() {
             if at == 0 {
                 total.copy_from_slice(&values[..len])
             } else {
@@ -201,27 +198,19 @@ impl<'p> DeltasJob<'p> {
     }
 }
 
-fn mask(
-    plan: &Deltas,
-    at: usize,
-    expert: &DeltaExpert,
-    tensor: &str,
-    elements: u64,
-    wide: bool,
-    bins: usize,
-) -> Mask {
-    if expert.density >= 1.0 || elements == 0 {
+fn mask(plan: &Deltas, at: usize, expert: &DeltaExpert, scope: Scope<'_>) -> Mask {
+    if expert.density >= 1.0 || scope.elements == 0 {
         return Mask::Everything;
     }
     match plan.sparsify {
         Sparsify::Nothing => Mask::Everything,
         Sparsify::Random => {
-            Mask::Random(Stream::new(plan.seed, at as u32, tensor), rng::threshold(expert.density))
+            Mask::Random(Stream::new(plan.seed, at as u32, scope.name()), rng::threshold(expert.density))
         }
         Sparsify::Magnitude => {
-            let share = expert.density * elements as f64;
+            let share = expert.density * scope.elements as f64;
             let rank = if plan.mergekit { share.floor() } else { (share + 0.5).floor() } as u64;
-            Mask::Largest(Box::new(Selection::new(rank.clamp(1, elements), bins, wide)))
+            Mask::Largest(Box::new(Selection::new(rank.clamp(1, scope.elements), scope.bins, scope.wide)))
         }
     }
 }
@@ -265,7 +254,8 @@ impl Job for DeltasJob<'_> {
                 Partial::with_tallies(self.experts.iter().map(tally).collect())
             }
             Step::Norms => Partial::with_lanes(2 * self.experts.len()),
-            Step::Vote | Step::Done => Partial::default(),
+            Step::Vote => Partial::with_counts(1),
+            Step::Done => Partial::default(),
         }
     }
 
@@ -299,7 +289,7 @@ impl Job for DeltasJob<'_> {
         }
         if self.step == Step::Vote {
             self.add_up(chunk);
-            partial.votes += combine::sum_of_signs(chunk.level, &chunk.scratch.total[..chunk.len]);
+            partial.counts[0] += combine::sum_of_signs(chunk.level, &chunk.scratch.total[..chunk.len]);
         }
     }
 
@@ -315,7 +305,7 @@ impl Job for DeltasJob<'_> {
                 }
             }
             Step::Norms => self.learn_norms(&partial.sums()),
-            Step::Vote => self.zero_is_plus = partial.votes >= 0,
+            Step::Vote => self.zero_is_plus = partial.counts[0] >= 0,
             Step::Done => {}
         }
         if !(self.step == Step::Select && self.is_selecting()) {
@@ -357,7 +347,7 @@ impl Job for DeltasJob<'_> {
         }
         if self.plan.election.is_some() {
             let scratch = &mut *chunk.scratch;
-            let (values, normalize) = (&scratch.deltas, self.plan.normalize);
+            let (values, normalize) = ((&scratch.deltas[..], scratch.stride), self.plan.normalize);
             let out = &mut scratch.out[..len];
             combine::merge_disjoint(level, values, &self.shares, self.zero_is_plus, normalize, out);
         } else {

@@ -1,13 +1,37 @@
 //! What a method does with a tensor, in the three steps of every method: scan (chunks into an
 //! accumulator), learn (accumulator into the parameters of the next step), apply (chunks into chunks).
 
+use std::ops::Range;
+
 use crate::error::Result;
+use crate::kernel::Level;
 use crate::kernel::lanes::{self, Lanes};
 use crate::kernel::select::Tally;
 use crate::kernel::values::Values;
-use crate::kernel::{CHUNK, Level};
+use crate::plan::PlannedTensor;
 
-/// One chunk of a tensor in all models that the program reads, in the program's order.
+/// What a job is for: a tensor, or all tensors of a whole-model program.
+#[derive(Debug, Clone, Copy)]
+pub struct Scope<'a> {
+    /// The tensor; `None` for the whole model.
+    pub tensor: Option<&'a PlannedTensor>,
+    /// Number of elements.
+    pub elements: u64,
+    /// Whether the arithmetic is f64.
+    pub wide: bool,
+    /// Most counters of one selection.
+    pub bins: usize,
+}
+
+impl Scope<'_> {
+    /// Its name in errors and random streams.
+    pub fn name(&self) -> &str {
+        self.tensor.map_or("the whole model", |t| &t.name)
+    }
+}
+
+/// One chunk of a tensor in all models that the program reads, in the program's order. For methods that see groups
+/// of elements together, a chunk is a run of whole groups.
 pub struct Chunk<'a> {
     /// SIMD level.
     pub level: Level,
@@ -15,15 +39,19 @@ pub struct Chunk<'a> {
     pub first: u64,
     /// Number of elements.
     pub len: usize,
+    /// Those that belong to the tile; groups may reach beyond it.
+    pub inner: Range<usize>,
     /// The decoded models.
     pub values: &'a [Values],
     /// Scratch space.
     pub scratch: &'a mut Scratch,
 }
 
-/// Buffers of one worker, each of chunk size.
+/// Buffers of one worker, each as long as the longest chunk.
 pub struct Scratch {
-    /// A chunk for each expert, one after the other.
+    /// Length of each buffer.
+    pub stride: usize,
+    /// A buffer for each expert, one after the other.
     pub deltas: Vec<f64>,
     /// Sum over experts.
     pub total: Vec<f64>,
@@ -32,17 +60,17 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Buffers for a program that reads `models` models.
-    pub fn new(models: usize) -> Self {
-        let buffer = || vec![0.0; CHUNK];
-        Self { deltas: vec![0.0; models * CHUNK], total: buffer(), out: buffer() }
+    /// Buffers for programs that read `models` models in chunks of at most `stride` elements.
+    pub fn new(models: usize, stride: usize) -> Self {
+        let buffer = || vec![0.0; stride];
+        Self { stride, deltas: vec![0.0; models * stride], total: buffer(), out: buffer() }
     }
 }
 
 impl Scratch {
     /// The first `len` deltas of expert `at`.
     pub fn delta(&mut self, at: usize, len: usize) -> &mut [f64] {
-        &mut self.deltas[at * CHUNK..at * CHUNK + len]
+        &mut self.deltas[at * self.stride..at * self.stride + len]
     }
 }
 
@@ -53,8 +81,8 @@ pub struct Partial {
     pub tallies: Vec<Tally>,
     /// Running sums of the tile in work.
     pub lanes: Vec<Lanes>,
-    /// Sum of signs.
-    pub votes: i64,
+    /// Whole numbers, added in any order.
+    pub counts: Vec<i64>,
     sums: Vec<(u64, Vec<f64>)>,
 }
 
@@ -67,6 +95,11 @@ impl Partial {
     /// An accumulator of so many sums.
     pub fn with_lanes(count: usize) -> Self {
         Self { lanes: vec![Lanes::default(); count], ..Self::default() }
+    }
+
+    /// An accumulator of so many whole numbers.
+    pub fn with_counts(count: usize) -> Self {
+        Self { counts: vec![0; count], ..Self::default() }
     }
 
     /// Ends a tile: its sums are kept under its ordinal.
@@ -82,7 +115,9 @@ impl Partial {
         for (a, b) in self.tallies.iter_mut().zip(&other.tallies) {
             a.merge(b);
         }
-        self.votes += other.votes;
+        for (a, b) in self.counts.iter_mut().zip(&other.counts) {
+            *a += b;
+        }
         self.sums.extend(other.sums);
     }
 
@@ -157,7 +192,13 @@ pub trait Job: Send + Sync {
         Vec::new()
     }
 
+    /// Whether values that are the same in all models stay as they are, so that a tile that is byte-identical in
+    /// all of them is copied. Asked when everything is learnt.
+    fn keeps_common_values(&self) -> bool {
+        true
+    }
+
     /// Computes `scratch.out`, and adds the squares that the report wants to `squares`: of each model's
-    /// delta, or of its values where there is no base.
+    /// delta, or of its values where there is no base, over the elements that belong to the tile.
     fn apply(&self, chunk: &mut Chunk<'_>, ties: &mut [Ties], squares: &mut [Lanes]);
 }

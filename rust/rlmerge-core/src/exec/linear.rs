@@ -4,15 +4,19 @@ use super::job::{Chunk, Job, Ties};
 use crate::kernel::combine;
 use crate::kernel::lanes::Lanes;
 
-/// `Σ wᵢ θᵢ / divisor`.
-pub struct Linear {
+/// A weighted sum at work.
+pub struct LinearJob {
     /// Weight of each model.
     pub weights: Vec<f64>,
     /// The divisor.
     pub divisor: f64,
 }
 
-impl Job for Linear {
+impl Job for LinearJob {
+    fn keeps_common_values(&self) -> bool {
+        self.weights.iter().sum::<f64>() == self.divisor
+    }
+
     fn apply(&self, chunk: &mut Chunk<'_>, _ties: &mut [Ties], squares: &mut [Lanes]) {
         let out = &mut chunk.scratch.out[..chunk.len];
         for (at, ((values, weight), sums)) in chunk.values.iter().zip(&self.weights).zip(squares).enumerate()

@@ -3,6 +3,7 @@
 mod deltas;
 mod digest;
 mod job;
+mod jobs;
 mod linear;
 mod observer;
 mod pass;

@@ -2,16 +2,16 @@
 
 use std::ops::Range;
 
-use super::job::Job;
+use super::job::{Job, Scope};
+use super::jobs::job;
 use super::observer::Observer;
 use super::pass::{TileId, TileMap, Workers};
 use super::stats::{Statistics, TileStats};
-use super::tile::{Slice, Work};
+use super::tile;
+use super::tile::{Slice, Span, Work, chunk_len};
 use super::turnstile::Turnstile;
-use super::{deltas, linear, slerp, tile};
 use crate::error::Result;
 use crate::kernel::{CHUNK, Level};
-use crate::plan::program::{Passes, Program};
 use crate::plan::{Action, KEPT_BYTES, MergePlan, PlannedTensor, SELECTION_BYTES, TILE_ELEMENTS};
 use crate::report::{TensorReport, Totals};
 use crate::shard::Checkpoint;
@@ -43,8 +43,6 @@ pub struct Run<'a> {
     workers: Workers,
     map: TileMap,
     statistics: Statistics,
-    passes: Passes,
-    may_copy: bool,
     bins: usize,
 }
 
@@ -57,19 +55,20 @@ impl<'a> Run<'a> {
         observer: &'a Observer,
     ) -> Result<Self> {
         let level = Level::choose();
-        let read = plan.program.models().len();
+        let read = plan.programs.iter().map(|p| p.family().models().len()).max().unwrap_or(0);
+        let read = read.max(1);
+        let longest = plan.tensors.iter().map(|t| chunk_len(plan.group(t))).max().unwrap_or(CHUNK as u64);
+        let longest = longest.max(CHUNK as u64) as usize;
         let threads = plan.threads.clamp(1, plan.tiles().max(1) as usize);
-        let counters = (read.max(1) * threads) as u64 * 16;
+        let counters = (read * threads) as u64 * 16;
         let run = Self {
             plan,
             models,
             files,
             observer,
-            workers: Workers::start(threads, || Work::new(level, read))?,
+            workers: Workers::start(threads, || Work::new(level, read, longest))?,
             map: TileMap::new(plan),
             statistics: Statistics::new(plan),
-            passes: plan.program.passes(),
-            may_copy: plan.program.keeps_common_values(),
             bins: (SELECTION_BYTES / counters).max(1024) as usize,
         };
         observer.begin(run.bytes_to_go_through(), plan.tensors.len() as u64);
@@ -78,10 +77,10 @@ impl<'a> Run<'a> {
 
     /// Source bytes of all passes, for progress.
     fn bytes_to_go_through(&self) -> u64 {
-        let scans = u64::from(self.passes.scans);
         let of = |t: &PlannedTensor| {
-            let scanned = t.action == Action::Compute && (self.passes.whole_model || t.tiles() > 1);
-            self.plan.source_bytes(t) * if scanned { 1 + scans } else { 1 }
+            let passes = self.plan.passes(t);
+            let scanned = passes.whole_model || t.tiles() > 1;
+            self.plan.source_bytes(t) * if scanned { 1 + u64::from(passes.scans) } else { 1 }
         };
         self.plan.tensors.iter().map(of).sum()
     }
@@ -90,24 +89,33 @@ impl<'a> Run<'a> {
     pub fn merge(self) -> Result<(Vec<TensorReport>, Totals)> {
         // Tensors without arithmetic come first: they may turn out to differ, and that should be said soon.
         self.compare_tensors()?;
-        if self.passes.whole_model && self.passes.scans > 0 {
-            self.merge_whole_model()?;
-        } else {
-            for batch in self.batches() {
-                match batch {
-                    Batch::Independent(tensors) => self.merge_tiles(tensors)?,
-                    Batch::Scanned(tensor) => self.merge_scanned(tensor)?,
-                }
+        for program in 0..self.plan.programs.len() {
+            if self.plan.tensors.iter().any(|t| t.program == program && self.is_whole_model(t)) {
+                self.merge_whole_model(program)?;
+            }
+        }
+        for batch in self.batches() {
+            match batch {
+                Batch::Independent(tensors) => self.merge_tiles(tensors)?,
+                Batch::Scanned(tensor) => self.merge_scanned(tensor)?,
             }
         }
         Ok(self.statistics.finish())
+    }
+
+    /// Whether a tensor is merged with numbers that are learnt over the whole model.
+    fn is_whole_model(&self, tensor: &PlannedTensor) -> bool {
+        let passes = self.plan.passes(tensor);
+        passes.whole_model && passes.scans > 0
     }
 
     fn batches(&self) -> Vec<Batch> {
         let mut batches = Vec::new();
         let mut start = 0;
         for (at, tensor) in self.plan.tensors.iter().enumerate() {
-            if tensor.action == Action::Compute && self.passes.scans > 0 && tensor.tiles() > 1 {
+            let scanned =
+                self.plan.passes(tensor).scans > 0 && tensor.tiles() > 1 && !self.is_whole_model(tensor);
+            if scanned {
                 if start < at {
                     batches.push(Batch::Independent(start..at));
                 }
@@ -154,17 +162,18 @@ impl<'a> Run<'a> {
             || (),
             |work, (), id, _| {
                 let tensor = &self.plan.tensors[id.tensor];
-                if tensor.action == Action::Compare {
+                // Those were dealt with before.
+                if tensor.action == Action::Compare || self.is_whole_model(tensor) {
                     return Ok(());
                 }
                 self.read_ahead(id, &tiles);
                 let slice = Slice::tile(self.plan, self.models, id);
                 slice.fetch(work)?;
-                let mut job = self.job(&tensor.name, tensor.elements, tensor.wide);
+                let mut job = self.job(tensor);
                 if tensor.action == Action::Compute && tensor.tiles() == 1 {
                     self.learn_alone(work, &slice, id, job.as_mut())?;
                 }
-                let (bytes, stats) = slice.merge(work, job.as_ref(), self.may_copy, &mut tile::alone)?;
+                let (bytes, stats) = slice.merge(work, job.as_ref(), &mut tile::alone)?;
                 self.put(&slice, id, bytes, stats)
             },
         )?;
@@ -175,7 +184,7 @@ impl<'a> Run<'a> {
     fn learn_alone(&self, work: &mut Work, slice: &Slice<'_>, id: TileId, job: &mut dyn Job) -> Result<()> {
         let tensor = &self.plan.tensors[id.tensor];
         if job.wants_sample() {
-            self.sample(work, job, id.tensor..id.tensor + 1)?;
+            self.sample(work, job, &[id.tensor])?;
             slice.fetch(work)?;
         }
         while job.needs_scan() {
@@ -189,24 +198,40 @@ impl<'a> Run<'a> {
     /// A tensor of several tiles: scans by all workers until everything is learnt, then its tiles.
     fn merge_scanned(&self, at: usize) -> Result<()> {
         let tensor = &self.plan.tensors[at];
-        let mut job = self.job(&tensor.name, tensor.elements, tensor.wide);
+        let mut job = self.job(tensor);
         let keep_pages = self.plan.source_bytes(tensor) <= KEPT_BYTES;
-        self.learn(job.as_mut(), at..at + 1, &tensor.name, keep_pages)?;
-        self.apply(job.as_ref(), at..at + 1)
+        self.learn(job.as_mut(), at..at + 1, &|_| true, &tensor.name, keep_pages)?;
+        self.apply(job.as_ref(), at..at + 1, &|_| true, false)
     }
 
-    fn merge_whole_model(&self) -> Result<()> {
-        let computed = || self.plan.tensors.iter().filter(|t| t.action == Action::Compute);
+    /// All tensors of a program whose numbers are learnt over the whole model.
+    fn merge_whole_model(&self, program: usize) -> Result<()> {
+        let mine = |t: &PlannedTensor| t.program == program && t.action == Action::Compute;
+        let computed = || self.plan.tensors.iter().filter(|t| mine(t));
         let all = 0..self.plan.tensors.len();
-        let mut job =
-            self.job("the whole model", computed().map(|t| t.elements).sum(), computed().any(|t| t.wide));
-        self.learn(job.as_mut(), all.clone(), "the whole model", false)?;
-        self.apply(job.as_ref(), all)
+        let scope = Scope {
+            tensor: None,
+            elements: computed().map(|t| t.elements).sum(),
+            wide: computed().any(|t| t.wide),
+            bins: self.bins,
+        };
+        let mut job = job(&self.plan.programs[program], scope);
+        self.learn(job.as_mut(), all.clone(), &mine, scope.name(), false)?;
+        self.apply(job.as_ref(), all, &mine, true)
     }
 
-    fn learn(&self, job: &mut dyn Job, tensors: Range<usize>, scope: &str, keep_pages: bool) -> Result<()> {
+    /// Scans those tensors of a range that are `mine` until the job has learnt everything.
+    fn learn(
+        &self,
+        job: &mut dyn Job,
+        tensors: Range<usize>,
+        mine: &(dyn Fn(&PlannedTensor) -> bool + Sync),
+        scope: &str,
+        keep_pages: bool,
+    ) -> Result<()> {
         if job.wants_sample() {
-            self.workers.alone(|work| self.sample(work, job, tensors.clone()))?;
+            let sampled: Vec<usize> = tensors.clone().filter(|t| mine(&self.plan.tensors[*t])).collect();
+            self.workers.alone(|work| self.sample(work, job, &sampled))?;
         }
         let tiles = self.map.tiles(tensors);
         while job.needs_scan() {
@@ -217,7 +242,7 @@ impl<'a> Run<'a> {
                 self.observer,
                 || scanning.partial(),
                 |work, partial, id, _| {
-                    if self.plan.tensors[id.tensor].action != Action::Compute {
+                    if !mine(&self.plan.tensors[id.tensor]) {
                         return Ok(());
                     }
                     self.read_ahead(id, &tiles);
@@ -240,7 +265,14 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn apply(&self, job: &dyn Job, tensors: Range<usize>) -> Result<()> {
+    /// Computes the tiles of those tensors of a range that are `mine`.
+    fn apply(
+        &self,
+        job: &dyn Job,
+        tensors: Range<usize>,
+        mine: &(dyn Fn(&PlannedTensor) -> bool + Sync),
+        read_ahead: bool,
+    ) -> Result<()> {
         let tiles = self.map.tiles(tensors);
         let ordered = job.ordered_ties();
         let turnstile = Turnstile::new(tiles.start, ordered);
@@ -251,16 +283,16 @@ impl<'a> Run<'a> {
             || (),
             |work, (), id, given_up| {
                 let mut order = tile::in_order(&turnstile, id.ordinal, given_up);
-                if self.plan.tensors[id.tensor].action == Action::Compare {
-                    // Written already; where ties are shared in order it lets the next tile through.
+                if !mine(&self.plan.tensors[id.tensor]) {
+                    // Not this job's; where ties are shared in order it lets the next tile through.
                     return if ordered > 0 { order(&vec![0; ordered]).map(|_| ()) } else { Ok(()) };
                 }
-                if self.passes.whole_model {
+                if read_ahead {
                     self.read_ahead(id, &tiles);
                 }
                 let slice = Slice::tile(self.plan, self.models, id);
                 slice.fetch(work)?;
-                let (bytes, stats) = slice.merge(work, job, self.may_copy, &mut order)?;
+                let (bytes, stats) = slice.merge(work, job, &mut order)?;
                 self.put(&slice, id, bytes, stats)
             },
         )?;
@@ -289,27 +321,22 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The method at work on a scope.
-    fn job(&self, scope: &str, elements: u64, wide: bool) -> Box<dyn Job + 'a> {
+    /// The method at work on a tensor.
+    fn job(&self, tensor: &PlannedTensor) -> Box<dyn Job + 'a> {
         // What fits in a tile is scanned twice sooner than millions of counters are cleared once.
-        let bins = if elements <= TILE_ELEMENTS { self.bins.min(SMALL_SELECTION) } else { self.bins };
-        match &self.plan.program {
-            Program::Scaled { factor, .. } => {
-                Box::new(linear::Linear { weights: vec![*factor], divisor: 1.0 })
-            }
-            Program::Linear { experts, divisor } => Box::new(linear::Linear {
-                weights: experts.iter().map(|(_, w)| *w).collect(),
-                divisor: *divisor,
-            }),
-            Program::Slerp { t, mergekit, .. } => Box::new(slerp::Slerp::new(*t, *mergekit)),
-            Program::Deltas(deltas) => Box::new(deltas::DeltasJob::new(deltas, scope, elements, wide, bins)),
-        }
+        let small = tensor.elements <= TILE_ELEMENTS;
+        let scope = Scope {
+            tensor: Some(tensor),
+            elements: tensor.elements,
+            wide: tensor.wide,
+            bins: if small { self.bins.min(SMALL_SELECTION) } else { self.bins },
+        };
+        job(self.plan.program(tensor), scope)
     }
 
-    /// Shows the job evenly spaced blocks of a run of tensors, or all of it if it is small.
-    fn sample(&self, work: &mut Work, job: &mut dyn Job, tensors: Range<usize>) -> Result<()> {
-        let computed = tensors.filter(|t| self.plan.tensors[*t].action == Action::Compute);
-        let sizes: Vec<(usize, u64)> = computed.map(|t| (t, self.plan.tensors[t].elements)).collect();
+    /// Shows the job evenly spaced blocks of some tensors, or all of them if they are small.
+    fn sample(&self, work: &mut Work, job: &mut dyn Job, tensors: &[usize]) -> Result<()> {
+        let sizes: Vec<(usize, u64)> = tensors.iter().map(|t| (*t, self.plan.tensors[*t].elements)).collect();
         let population: u64 = sizes.iter().map(|(_, n)| n).sum();
         let everything = population <= SAMPLE_BLOCKS * SAMPLE_BLOCK;
         let stride = if everything { 1 } else { population / SAMPLE_BLOCKS };
@@ -318,7 +345,7 @@ impl<'a> Run<'a> {
             if everything {
                 let slice = Slice::new(self.plan, self.models, tensor, 0, elements);
                 slice.fetch(work)?;
-                slice.for_chunks(work, |chunk, _| job.sample(chunk));
+                slice.for_chunks(work, Span::Elements, |chunk, _| job.sample(chunk));
                 continue;
             }
             while next < before + elements && next < stride * SAMPLE_BLOCKS {
@@ -326,7 +353,7 @@ impl<'a> Run<'a> {
                 let slice =
                     Slice::new(self.plan, self.models, tensor, first, SAMPLE_BLOCK.min(elements - first));
                 slice.fetch(work)?;
-                slice.for_chunks(work, |chunk, _| job.sample(chunk));
+                slice.for_chunks(work, Span::Elements, |chunk, _| job.sample(chunk));
                 next += stride;
             }
             before += elements;

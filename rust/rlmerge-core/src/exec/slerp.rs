@@ -4,22 +4,30 @@ use super::job::{Chunk, Job, Partial, Ties};
 use crate::error::{Error, Result};
 use crate::kernel::lanes::Lanes;
 use crate::kernel::slerp::{Arc, arc};
+use crate::plan::family::slerp::Slerp;
 
-/// Interpolation between two models.
-pub struct Slerp {
+/// Interpolation between two models at work.
+pub struct SlerpJob {
     t: f64,
     mergekit: bool,
     arc: Option<Arc>,
+    /// Whether the two tensors are the same.
+    equal: bool,
 }
 
-impl Slerp {
-    /// At position `t`.
-    pub fn new(t: f64, mergekit: bool) -> Self {
-        Self { t, mergekit, arc: None }
+impl SlerpJob {
+    /// For any tensor.
+    pub fn new(plan: Slerp) -> Self {
+        Self { t: plan.t, mergekit: plan.mergekit, arc: None, equal: false }
     }
 }
 
-impl Job for Slerp {
+impl Job for SlerpJob {
+    /// The weights of the two models do not sum to one, unless the angle is zero.
+    fn keeps_common_values(&self) -> bool {
+        self.equal
+    }
+
     fn needs_scan(&self) -> bool {
         self.arc.is_none()
     }
@@ -38,6 +46,7 @@ impl Job for Slerp {
 
     fn learn(&mut self, partial: Partial, tensor: &str) -> Result<()> {
         let sums = partial.sums();
+        self.equal = matches!(sums[..], [aa, ac, cc] if aa == ac && ac == cc);
         let found = match sums[..] {
             [aa, ac, cc] => arc(aa, ac, cc, self.t, self.mergekit),
             _ => None,

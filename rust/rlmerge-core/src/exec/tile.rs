@@ -29,13 +29,13 @@ pub struct Work {
 }
 
 impl Work {
-    /// Buffers for a program that reads `models` models.
-    pub fn new(level: Level, models: usize) -> Self {
+    /// Buffers for programs that read `models` models in chunks of at most `longest` elements.
+    pub fn new(level: Level, models: usize, longest: usize) -> Self {
         Self {
             level,
             values: (0..models).map(|_| Values::default()).collect(),
             written: Values::default(),
-            scratch: Scratch::new(models),
+            scratch: Scratch::new(models, longest),
             squares: vec![Lanes::default(); models],
             inputs: Vec::new(),
             bytes: Vec::new(),
@@ -51,6 +51,29 @@ pub struct Slice<'a> {
     io: Io,
     first: u64,
     len: u64,
+    /// Number of elements that are seen together.
+    group: u64,
+    /// Where the first group that reaches into the slice begins.
+    from: u64,
+    /// Where the last one ends.
+    to: u64,
+}
+
+/// Which elements of a slice are gone through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Span {
+    /// Its own, no matter where groups begin.
+    Elements,
+    /// All groups that reach into it: what its output is computed from.
+    Touching,
+    /// The groups that begin in it, so that each group of a tensor is met once.
+    Beginning,
+}
+
+/// Length of a chunk of groups: whole groups, about as many elements as otherwise.
+pub const fn chunk_len(group: u64) -> u64 {
+    let many = CHUNK as u64 / group;
+    group * if many == 0 { 1 } else { many }
 }
 
 impl<'a> Slice<'a> {
@@ -59,7 +82,14 @@ impl<'a> Slice<'a> {
         let tensor = &plan.tensors[tensor];
         let read = plan.read_models(tensor);
         let models = read.into_iter().map(|m| (&models[m], m)).collect();
-        Self { tensor, models, io: plan.recipe.io, first, len }
+        let group = plan.group(tensor);
+        let (from, to) = match tensor.action {
+            Action::Compare => (first, first + len),
+            Action::Compute | Action::Copy => {
+                (first / group * group, ((first + len).div_ceil(group) * group).min(tensor.elements))
+            }
+        };
+        Self { tensor, models, io: plan.recipe.io, first, len, group, from, to }
     }
 
     /// The elements of a tile; for tensors that are compared, its bytes.
@@ -73,14 +103,18 @@ impl<'a> Slice<'a> {
         Self::new(plan, models, tile.tensor, first, unit.min(total - first))
     }
 
-    /// Range of bytes in the shard of model `at` (in the program's order).
-    fn range(&self, at: usize) -> (u64, u64) {
-        let source = &self.tensor.sources[self.models[at].1];
-        let size = match self.tensor.action {
+    /// Bytes of an element in model `at` (in the program's order).
+    fn size(&self, at: usize) -> u64 {
+        match self.tensor.action {
             Action::Compare => 1,
-            Action::Compute | Action::Copy => source.dtype.bits() / 8,
-        };
-        (source.begin + self.first * size, source.begin + (self.first + self.len) * size)
+            Action::Compute | Action::Copy => self.tensor.sources[self.models[at].1].dtype.bits() / 8,
+        }
+    }
+
+    /// Range of bytes in the shard of model `at`, of all groups that reach into the slice.
+    fn range(&self, at: usize) -> (u64, u64) {
+        let begin = self.tensor.sources[self.models[at].1].begin;
+        (begin + self.from * self.size(at), begin + self.to * self.size(at))
     }
 
     fn shard(&self, at: usize) -> &'a Shard {
@@ -127,7 +161,7 @@ impl<'a> Slice<'a> {
 
     /// Source bytes of all models.
     pub fn source_bytes(&self) -> u64 {
-        (0..self.models.len()).map(|at| self.range(at)).map(|(begin, end)| end - begin).sum()
+        (0..self.models.len()).map(|at| self.len * self.size(at)).sum()
     }
 
     /// Gives mapped pages back to the kernel.
@@ -148,30 +182,48 @@ impl<'a> Slice<'a> {
         }
     }
 
-    /// Calls `each` with every chunk decoded.
-    pub fn for_chunks(&self, work: &mut Work, mut each: impl FnMut(&mut Chunk<'_>, &mut [Lanes])) {
-        let mut done = 0;
-        while done < self.len {
-            let len = CHUNK.min((self.len - done) as usize);
-            self.load(work, done, len);
-            let mut chunk = Chunk {
-                level: work.level,
-                first: self.first + done,
-                len,
-                values: &work.values,
-                scratch: &mut work.scratch,
-            };
-            each(&mut chunk, &mut work.squares);
-            done += len as u64;
+    /// First element, end, and length of the chunks of a span.
+    fn extent(&self, span: Span) -> (u64, u64, u64) {
+        let up = |at: u64| (at.div_ceil(self.group) * self.group).min(self.tensor.elements);
+        match span {
+            Span::Elements => (self.first, self.first + self.len, CHUNK as u64),
+            Span::Touching => (self.from, self.to, chunk_len(self.group)),
+            Span::Beginning => (up(self.first), up(self.first + self.len), chunk_len(self.group)),
         }
     }
 
-    fn load(&self, work: &mut Work, done: u64, len: usize) {
+    /// Calls `each` with every chunk decoded.
+    pub fn for_chunks(
+        &self,
+        work: &mut Work,
+        span: Span,
+        mut each: impl FnMut(&mut Chunk<'_>, &mut [Lanes]),
+    ) {
+        let (mut at, end, step) = self.extent(span);
+        while at < end {
+            let len = step.min(end - at) as usize;
+            self.load(work, at, len);
+            let inside = |element: u64| (element.clamp(at, at + len as u64) - at) as usize;
+            let mut chunk = Chunk {
+                level: work.level,
+                first: at,
+                len,
+                inner: inside(self.first)..inside(self.first + self.len),
+                values: &work.values[..self.models.len()],
+                scratch: &mut work.scratch,
+            };
+            each(&mut chunk, &mut work.squares);
+            at += len as u64;
+        }
+    }
+
+    /// Decodes the elements from `first` on.
+    fn load(&self, work: &mut Work, first: u64, len: usize) {
         for (at, values) in work.values.iter_mut().enumerate().take(self.models.len()) {
             let dtype = self.tensor.sources[self.models[at].1].dtype;
-            let size = (dtype.bits() / 8) as usize;
+            let size = self.size(at) as usize;
             let bytes = self.bytes(&work.inputs, at);
-            let begin = done as usize * size;
+            let begin = (first - self.from) as usize * size;
             if self.io == Io::Mmap {
                 let soon = (begin + PREFETCH * size).min(bytes.len());
                 prefetch(&bytes[soon..(soon + len * size).min(bytes.len())]);
@@ -180,7 +232,7 @@ impl<'a> Slice<'a> {
         }
     }
 
-    /// Whether the tile has the same bytes in all models, in the dtype of the output.
+    /// Whether all groups that reach into the tile have the same bytes in all models, in the dtype of the output.
     fn is_common(&self, inputs: &[Vec<u8>]) -> bool {
         let first = self.bytes(inputs, 0);
         self.models.iter().enumerate().all(|(at, (_, model))| {
@@ -191,7 +243,7 @@ impl<'a> Slice<'a> {
 
     /// Scans the tile into `partial`.
     pub fn scan(&self, work: &mut Work, job: &dyn Job, ordinal: u64, partial: &mut Partial) {
-        self.for_chunks(work, |chunk, _| job.scan(chunk, partial));
+        self.for_chunks(work, Span::Beginning, |chunk, _| job.scan(chunk, partial));
         partial.close_tile(ordinal);
     }
 
@@ -200,7 +252,6 @@ impl<'a> Slice<'a> {
         &self,
         work: &'w mut Work,
         job: &dyn Job,
-        may_copy: bool,
         order: &mut dyn FnMut(&[u64]) -> Result<Vec<u64>>,
     ) -> Result<(&'w [u8], TileStats)>
     where
@@ -211,11 +262,11 @@ impl<'a> Slice<'a> {
             0 => Vec::new(),
             width => {
                 let mut counts = vec![0; width];
-                self.for_chunks(work, |chunk, _| job.count_ties(chunk, &mut counts));
+                self.for_chunks(work, Span::Elements, |chunk, _| job.count_ties(chunk, &mut counts));
                 job.share_ties(&order(&counts)?, &counts)
             }
         };
-        if self.tensor.action == Action::Copy || (may_copy && self.is_common(&work.inputs)) {
+        if self.tensor.action == Action::Copy || (job.keeps_common_values() && self.is_common(&work.inputs)) {
             return Ok(self.copy(work));
         }
         Ok(self.compute(work, job, ties))
@@ -227,7 +278,7 @@ impl<'a> Slice<'a> {
     {
         let (level, models) = (work.level, self.models.len());
         let mut square = Lanes::default();
-        self.for_chunks(work, |chunk, _| chunk.values[0].add_squares(level, &mut square));
+        self.for_chunks(work, Span::Elements, |chunk, _| chunk.values[0].add_squares(level, &mut square));
         let square = lanes::total(&square);
         let mut stats = TileStats::copied(Some(square));
         // Without a base the norm of each model is that of the common values; with one, deltas are zero.
@@ -239,7 +290,9 @@ impl<'a> Slice<'a> {
             (stats.non_finite, stats.first_non_finite) = (count, first);
             stats.non_finite_inputs = vec![count; models];
         }
-        (self.bytes(&work.inputs, 0), stats)
+        let size = self.size(0) as usize;
+        let begin = (self.first - self.from) as usize * size;
+        (&self.bytes(&work.inputs, 0)[begin..begin + self.len as usize * size], stats)
     }
 
     fn compute<'w>(&self, work: &'w mut Work, job: &dyn Job, mut ties: Vec<Ties>) -> (&'w [u8], TileStats) {
@@ -251,19 +304,20 @@ impl<'a> Slice<'a> {
         work.squares.fill(Lanes::default());
         let mut square = Lanes::default();
         let mut done = 0;
-        self.for_chunks(work, |chunk, squares| {
+        self.for_chunks(work, Span::Touching, |chunk, squares| {
             job.apply(chunk, &mut ties, squares);
-            let out = &mut bytes[done * size..(done + chunk.len) * size];
-            convert::encode(level, dtype, &chunk.scratch.out[..chunk.len], out);
+            let len = chunk.inner.len();
+            let out = &mut bytes[done * size..(done + len) * size];
+            convert::encode(level, dtype, &chunk.scratch.out[chunk.inner.clone()], out);
             // Statistics are of what is stored, after rounding.
-            written.load(level, dtype, out, chunk.len, dtype == crate::dtype::DType::F64);
+            written.load(level, dtype, out, len, dtype == crate::dtype::DType::F64);
             written.add_squares(level, &mut square);
-            done += chunk.len;
+            done += len;
         });
         let square = lanes::total(&square);
         let mut stats = TileStats::copied(Some(square));
         stats.copied = false;
-        stats.squares = work.squares.iter().map(lanes::total).collect();
+        stats.squares = work.squares[..self.models.len()].iter().map(lanes::total).collect();
         stats.non_finite_inputs = vec![0; self.models.len()];
         if !square.is_finite() {
             let mut at = 0;
@@ -289,7 +343,7 @@ impl<'a> Slice<'a> {
     /// Number of non-finite values of model `at` and the tensor's index of the first.
     fn count_non_finite(&self, work: &mut Work, at: usize) -> (u64, Option<u64>) {
         let (mut count, mut first) = (0, None);
-        self.for_chunks(work, |chunk, _| {
+        self.for_chunks(work, Span::Elements, |chunk, _| {
             count += chunk.values[at].non_finite();
             if let (None, Some(i)) = (first, chunk.values[at].first_non_finite()) {
                 first = Some(chunk.first + i as u64);

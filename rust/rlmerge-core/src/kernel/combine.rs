@@ -185,11 +185,11 @@ const NOTHING: [f64; super::CHUNK] = [0.0; super::CHUNK];
 macro_rules! disjoint_of {
     ($($name:ident $n:literal),*) => {$(
         kernel! {
-            fn $name(values: &[f64], shares: &[f64], zero_is_plus: bool, normalize: bool, out: &mut [f64]) {
+            fn $name(values: &[f64], stride: usize, shares: &[f64], zero_is_plus: bool, normalize: bool, out: &mut [f64]) {
                 // Experts that are not there have zeros, which agree with nobody.
                 let mut all = [&NOTHING[..]; $n];
                 let mut all_shares = [0.0; $n];
-                for (slot, v) in all.iter_mut().zip(values.chunks(super::CHUNK)).take(shares.len()) {
+                for (slot, v) in all.iter_mut().zip(values.chunks(stride)).take(shares.len()) {
                     *slot = v;
                 }
                 all_shares[..shares.len()].copy_from_slice(shares);
@@ -203,10 +203,11 @@ disjoint_of!(disjoint_of_2 2, disjoint_of_3 3, disjoint_of_4 4, disjoint_of_8 8,
 
 /// The disjoint merge (TIES, section 3): for each element the sign of the sum over experts is elected
 /// (`zero_is_plus` decides where that is zero), the values of that sign are added, and the sum is divided by the
-/// shares of their experts when `normalize`. `values` holds a chunk for each expert, one after the other.
+/// shares of their experts when `normalize`. `values` holds a buffer for each expert, each as long as the
+/// stride that comes with it.
 pub fn merge_disjoint(
     level: Level,
-    values: &[f64],
+    (values, stride): (&[f64], usize),
     shares: &[f64],
     zero_is_plus: bool,
     normalize: bool,
@@ -218,16 +219,25 @@ pub fn merge_disjoint(
         4 => disjoint_of_4,
         5..=8 => disjoint_of_8,
         9..=MOST_IN_REGISTERS => disjoint_of_16,
-        _ => return disjoint_of_many(values, shares, zero_is_plus, normalize, out),
+        _ => return disjoint_of_many(values, stride, shares, zero_is_plus, normalize, out),
     };
-    merge(level, values, shares, zero_is_plus, normalize, out);
+    for (at, part) in out.chunks_mut(super::CHUNK).enumerate() {
+        merge(level, &values[at * super::CHUNK..], stride, shares, zero_is_plus, normalize, part);
+    }
 }
 
 /// The same, element by element.
-fn disjoint_of_many(values: &[f64], shares: &[f64], zero_is_plus: bool, normalize: bool, out: &mut [f64]) {
+fn disjoint_of_many(
+    values: &[f64],
+    stride: usize,
+    shares: &[f64],
+    zero_is_plus: bool,
+    normalize: bool,
+    out: &mut [f64],
+) {
     let mut column = vec![0.0; shares.len()];
     for (i, o) in out.iter_mut().enumerate() {
-        for (slot, v) in column.iter_mut().zip(values.chunks(super::CHUNK)) {
+        for (slot, v) in column.iter_mut().zip(values.chunks(stride)) {
             *slot = v[i];
         }
         let (mix, divisor) = super::naive::disjoint(&column, shares, zero_is_plus);

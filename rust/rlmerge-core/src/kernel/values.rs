@@ -36,9 +36,13 @@ impl Default for Values {
 }
 
 impl Values {
-    /// Decodes `len <= CHUNK` elements. `wide` is the same for all models of a tensor.
+    /// Decodes `len` elements. `wide` is the same for all models of a tensor.
     pub fn load(&mut self, level: Level, dtype: DType, bytes: &[u8], len: usize, wide: bool) {
         (self.is_wide, self.len) = (wide, len);
+        if self.narrow.len() < len {
+            self.narrow.resize(len, 0.0);
+            self.wide.resize(len, 0.0);
+        }
         if dtype == DType::F64 {
             convert::decode_wide(level, bytes, &mut self.wide[..len]);
         } else {

@@ -2,10 +2,11 @@
 //! decided before a tensor byte is touched.
 
 mod alignment;
+pub mod family;
 pub mod layout;
 pub mod method;
-pub mod program;
 pub mod recipe;
+pub mod role;
 mod summary;
 
 use std::path::PathBuf;
@@ -13,8 +14,8 @@ use std::path::PathBuf;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::shard::{Checkpoint, ConfigFacts, FileIdentity, Kind, quantised};
+use family::{Passes, Program, Setup};
 use layout::{Item, Layout};
-use program::Program;
 use recipe::{OutputForm, Recipe, Settings};
 
 /// Elements in a tile of a tensor with arithmetic: the unit of work, of reductions and of checksums.
@@ -78,6 +79,10 @@ pub struct PlannedTensor {
     pub bytes: u64,
     /// What is done.
     pub action: Action,
+    /// Index of its program.
+    pub program: usize,
+    /// The tensor as a matrix, if it is one.
+    pub matrix: Option<role::Matrix>,
     /// Whether the arithmetic is f64 because some model stores `F64`.
     pub wide: bool,
     /// The tensor in each model.
@@ -135,8 +140,8 @@ pub struct MergePlan {
     pub recipe: Recipe,
     /// Its resolved parameters.
     pub settings: Settings,
-    /// The resolved method.
-    pub program: Program,
+    /// The method with its numbers, and what is done instead with tensors that it does not treat.
+    pub programs: Vec<Program>,
     /// The models; the base first, if there is one.
     pub models: Vec<PlannedModel>,
     /// Index of the base.
@@ -165,18 +170,26 @@ impl MergePlan {
     pub fn prepare(recipe: Recipe) -> Result<(Self, Vec<Checkpoint>)> {
         let settings = Settings::resolve(&recipe)?;
         let dtype = recipe.output_dtype()?;
+        let setup = Setup { settings: &settings, has_base: recipe.base.is_some(), seed: recipe.seed };
+        let program = (settings.method.program)(&setup)?;
         let paths = recipe.base.iter().chain(recipe.models.iter().map(|m| &m.path));
         let models: Vec<Checkpoint> = paths.map(|p| Checkpoint::open(p)).collect::<Result<_>>()?;
         if let Some(error) = models.iter().find_map(quantised) {
             return Err(error);
         }
-        let plan = Self::new(recipe, settings, dtype, &models)?;
+        let plan = Self::new(recipe, settings, vec![program], dtype, &models)?;
         Ok((plan, models))
     }
 
-    fn new(recipe: Recipe, settings: Settings, dtype: Option<DType>, models: &[Checkpoint]) -> Result<Self> {
+    fn new(
+        recipe: Recipe,
+        settings: Settings,
+        programs: Vec<Program>,
+        dtype: Option<DType>,
+        models: &[Checkpoint],
+    ) -> Result<Self> {
         let base = recipe.base.is_some().then_some(0);
-        let program = Program::new(&settings, base, recipe.seed);
+        let model_type = models.iter().find_map(|m| m.config()?.model_type.as_deref());
         let refs: Vec<&Checkpoint> = models.iter().collect();
         let aligned = alignment::align(&refs, 0)?;
 
@@ -185,11 +198,11 @@ impl MergePlan {
             let reference = tensor.sources[0];
             let has_arithmetic = reference.dtype.has_arithmetic();
             let dtype = if has_arithmetic { dtype.unwrap_or(reference.dtype) } else { reference.dtype };
-            let action = match &program {
+            let program = 0;
+            let read = programs[program].family().models();
+            let action = match &programs[program] {
                 _ if !has_arithmetic => Action::Compare,
-                Program::Scaled { model, factor }
-                    if *factor == 1.0 && tensor.sources[*model].dtype == dtype =>
-                {
+                Program::Scaled(one) if one.factor == 1.0 && tensor.sources[one.model].dtype == dtype => {
                     Action::Copy
                 }
                 _ => Action::Compute,
@@ -205,7 +218,9 @@ impl MergePlan {
                 elements,
                 bytes,
                 action,
-                wide: program.models().iter().any(|m| tensor.sources[*m].dtype == DType::F64),
+                program,
+                matrix: role::matrix(tensor.name, &reference.shape, model_type),
+                wide: read.iter().any(|m| tensor.sources[*m].dtype == DType::F64),
                 sources: tensor
                     .sources
                     .iter()
@@ -215,7 +230,7 @@ impl MergePlan {
                 offset: 0,
             });
         }
-        if program.passes().whole_model {
+        if programs.iter().any(|p| p.family().passes().whole_model) {
             // The first ties of a whole model are kept in this order, which must not depend on shards.
             tensors.sort_by(|a, b| a.name.cmp(&b.name));
         }
@@ -237,7 +252,7 @@ impl MergePlan {
         notes.extend(aligned.notes);
         let mut warnings: Vec<String> = models.iter().flat_map(|m| m.warnings().iter().cloned()).collect();
         if dtype.is_none() {
-            warnings.extend(lossy_dtypes(&tensors, &program));
+            warnings.extend(lossy_dtypes(&tensors, &programs));
         }
         let threads = recipe
             .threads
@@ -253,7 +268,7 @@ impl MergePlan {
             warnings,
             recipe,
             settings,
-            program,
+            programs,
         })
     }
 
@@ -263,12 +278,36 @@ impl MergePlan {
         self.tensors.iter().map(PlannedTensor::tiles).sum()
     }
 
+    /// The program of a tensor.
+    #[must_use]
+    pub fn program(&self, tensor: &PlannedTensor) -> &Program {
+        &self.programs[tensor.program]
+    }
+
+    /// The passes of a tensor before the one that computes it.
+    #[must_use]
+    pub fn passes(&self, tensor: &PlannedTensor) -> Passes {
+        match tensor.action {
+            Action::Compute => self.program(tensor).family().passes(),
+            Action::Copy | Action::Compare => Passes { scans: 0, whole_model: false },
+        }
+    }
+
+    /// Number of neighbouring elements of a tensor that are seen together.
+    #[must_use]
+    pub fn group(&self, tensor: &PlannedTensor) -> u64 {
+        match tensor.action {
+            Action::Compute => self.program(tensor).family().group(tensor).max(1),
+            Action::Copy | Action::Compare => 1,
+        }
+    }
+
     /// The models whose bytes a tensor needs.
     #[must_use]
     pub fn read_models(&self, tensor: &PlannedTensor) -> Vec<usize> {
         match tensor.action {
             Action::Compare => (0..self.models.len()).collect(),
-            Action::Compute | Action::Copy => self.program.models(),
+            Action::Compute | Action::Copy => self.program(tensor).family().models(),
         }
     }
 
@@ -278,21 +317,22 @@ impl MergePlan {
         self.read_models(tensor).iter().map(|m| tensor.sources[*m].end - tensor.sources[*m].begin).sum()
     }
 
-    /// How often the inputs are read from their files.
+    /// How often the inputs are read from their files, at most.
     #[must_use]
     pub fn reads(&self) -> u32 {
-        let passes = self.program.passes();
+        self.tensors.iter().map(|t| self.reads_of(t)).max().unwrap_or(1)
+    }
+
+    /// How often a tensor is read from its files.
+    fn reads_of(&self, tensor: &PlannedTensor) -> u32 {
+        let passes = self.passes(tensor);
         if passes.whole_model { 1 + passes.scans } else { 1 }
     }
 
     /// Bytes read from the inputs.
     #[must_use]
     pub fn bytes_to_read(&self) -> u64 {
-        let (passes, once): (u64, u64) = (u64::from(self.reads()), 1);
-        self.tensors
-            .iter()
-            .map(|t| self.source_bytes(t) * if t.action == Action::Compute { passes } else { once })
-            .sum()
+        self.tensors.iter().map(|t| self.source_bytes(t) * u64::from(self.reads_of(t))).sum()
     }
 
     /// Bytes written to the output's tensor files.
@@ -312,10 +352,14 @@ impl MergePlan {
             .flat_map(|t| t.sources.iter().map(|s| s.dtype.bits().div_ceil(8)))
             .max()
             .unwrap_or(1);
-        let chunks = (3 * models + 4) * 2 * 8 * crate::plan::CHUNK_ELEMENTS;
-        let a_worker = TILE_ELEMENTS * widest + models * TILE_ELEMENTS * widest_in + chunks;
-        let passes = self.program.passes();
-        let scanning = if passes.scans > 0 { KEPT_BYTES + SELECTION_BYTES } else { 0 };
+        let longest = self.tensors.iter().map(|t| self.group(t)).max().unwrap_or(1);
+        let chunks = (3 * models + 4) * 2 * 8 * CHUNK_ELEMENTS.max(longest);
+        let a_worker = TILE_ELEMENTS * widest + models * (TILE_ELEMENTS + 2 * longest) * widest_in + chunks;
+        let scanning = if self.tensors.iter().any(|t| self.passes(t).scans > 0) {
+            KEPT_BYTES + SELECTION_BYTES
+        } else {
+            0
+        };
         let digests = 32 * self.tensors.iter().map(PlannedTensor::tiles).max().unwrap_or(0);
         let tables = 512 * self.tensors.len() as u64 * (models + 1);
         self.threads as u64 * a_worker + scanning + digests + tables
@@ -345,10 +389,11 @@ fn planned_model(model: &Checkpoint) -> PlannedModel {
 }
 
 /// Warns once for each pair of dtypes where the output is narrower than an input.
-fn lossy_dtypes(tensors: &[PlannedTensor], program: &Program) -> Vec<String> {
+fn lossy_dtypes(tensors: &[PlannedTensor], programs: &[Program]) -> Vec<String> {
     let mut pairs: Vec<(DType, DType, usize)> = Vec::new();
     for tensor in tensors.iter().filter(|t| t.action == Action::Compute) {
-        let widest = program.models().iter().map(|m| tensor.sources[*m].dtype).max_by_key(|d| d.bits());
+        let read = programs[tensor.program].family().models();
+        let widest = read.iter().map(|m| tensor.sources[*m].dtype).max_by_key(|d| d.bits());
         if let Some(input) = widest.filter(|d| d.bits() > tensor.dtype.bits()) {
             match pairs.iter_mut().find(|(a, b, _)| (*a, *b) == (input, tensor.dtype)) {
                 Some((_, _, n)) => *n += 1,

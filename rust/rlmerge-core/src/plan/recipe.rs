@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::method::{BaseUse, Default, Family, Kind, METHODS, Method, Parameter, nearest};
+use super::method::{BaseUse, Default, Kind, Method, Parameter, methods, nearest};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 
@@ -104,8 +104,6 @@ fn five_gigabytes() -> u64 {
     5_000_000_000
 }
 
-/// Sum of weights that mergekit takes for zero.
-const MERGEKIT_TINY_SUM: f64 = 1e-8;
 /// Most worker threads that a recipe may ask for.
 const MAX_THREADS: usize = 1024;
 
@@ -172,7 +170,7 @@ impl Settings {
             name: recipe.method.clone(),
             suggestion: nearest(
                 &recipe.method.replace('-', "_"),
-                METHODS.iter().flat_map(|m| std::iter::once(m.name).chain(m.aliases.iter().copied())),
+                methods().flat_map(|m| std::iter::once(m.name).chain(m.aliases.iter().copied())),
             ),
         })?;
         check_models(method, recipe)?;
@@ -207,7 +205,6 @@ impl Settings {
             }
         }
         settings.fill_defaults()?;
-        settings.check_weights()?;
         Ok(settings)
     }
 
@@ -274,24 +271,11 @@ impl Settings {
                         });
                     }
                     Default::Number(n) => Value::from(n),
+                    Default::Integer(n) => Value::from(n),
                     Default::Flag(b) => Value::from(b),
                     Default::Word(w) => Value::from(w),
                 };
                 table.insert(parameter.name, value);
-            }
-        }
-        Ok(())
-    }
-
-    /// `normalize` divides by the sum of the weights, except where each element has its own divisor.
-    fn check_weights(&self) -> Result<()> {
-        let by_sum = matches!(self.method.family, Family::Linear | Family::Deltas(_, false));
-        if by_sum && self.flag("normalize") {
-            let sum: f64 = self.weights().iter().sum();
-            // mergekit takes a tiny sum for zero, and then silently does not divide.
-            let tiny = if self.compat == Compat::Mergekit { MERGEKIT_TINY_SUM } else { 0.0 };
-            if sum.abs() <= tiny || !sum.is_finite() {
-                return Err(Error::ZeroWeightSum { method: self.method.name.into(), sum });
             }
         }
         Ok(())
@@ -335,36 +319,40 @@ fn check_models(method: &'static Method, recipe: &Recipe) -> Result<()> {
         Err(Error::ModelCount { method: method.name.into(), expected: expected.into(), got })
     };
     let models = |n: usize| format!("{n} model{}", if n == 1 { "" } else { "s" });
+    let experts = |n: usize| format!("{n} expert{}", if n == 1 { "" } else { "s" });
+    let fits = count >= least && most.is_none_or(|m| count <= m);
     match (method.base, &recipe.base) {
-        (BaseUse::None, Some(_)) => {
-            return Err(Error::RecipeInvalid {
-                message: format!(
-                    "method `{}` takes no base: leave it out, or list it among the models",
-                    method.name
-                ),
-            });
+        (BaseUse::None, Some(_)) => Err(Error::RecipeInvalid {
+            message: format!(
+                "method `{}` takes no base: leave it out, or list it among the models",
+                method.name
+            ),
+        }),
+        // A base that is itself one of the models.
+        (BaseUse::Model, base) => match count + usize::from(base.is_some()) {
+            2 => Ok(()),
+            total => wrong("exactly two models, the base counted if it is given", models(total)),
+        },
+        (BaseUse::Required, base) if base.is_none() || !fits => {
+            let expected = match most {
+                Some(m) if m == least => format!("a base and exactly {}", experts(m)),
+                _ if least == 1 => "a base and at least one expert".into(),
+                _ => format!("a base and at least {}", experts(least)),
+            };
+            let got = if count == 0 { "no expert".into() } else { models(count) };
+            let base = if base.is_some() { "a base and " } else { "" };
+            let none = if recipe.base.is_none() { " and no base" } else { "" };
+            wrong(&expected, format!("{base}{got}{none}"))
         }
-        (BaseUse::Required, None) => {
-            return wrong("a base and at least one expert", format!("{} and no base", models(count)));
+        (BaseUse::None | BaseUse::Optional, _) if !fits => {
+            let expected = match most {
+                Some(m) if m == least => format!("exactly {}", models(m)),
+                _ => format!("at least {}", models(least)),
+            };
+            wrong(&expected, models(count))
         }
-        (BaseUse::Required, Some(_)) if count < least => {
-            return wrong("a base and at least one expert", "a base and no expert".into());
-        }
-        // An optional base is itself one of the models.
-        (BaseUse::Optional, base) => {
-            let total = count + usize::from(base.is_some());
-            if total != 2 {
-                return wrong("exactly two models, the base counted if it is given", models(total));
-            }
-        }
-        (BaseUse::None, None) if count < least || most.is_some_and(|m| count > m) => {
-            let expected =
-                if most == Some(least) { models(least) } else { format!("at least {}", models(least)) };
-            return wrong(&expected, models(count));
-        }
-        _ => {}
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// A value checked against a parameter's range and brought into its one form.
@@ -382,6 +370,10 @@ fn check(parameter: &Parameter, value: &Value, place: &str, compat: Compat) -> R
             Some(n) if n.is_finite() && n <= high && (n > low || (n == low && !open)) => Ok(Value::from(n)),
             _ => refuse(),
         },
+        Kind::Integer { low, high } => match value.as_i64().or_else(|| whole(value)) {
+            Some(n) if (low..=high).contains(&n) => Ok(Value::from(n)),
+            _ => refuse(),
+        },
         Kind::Flag => value.as_bool().map_or_else(refuse, |b| Ok(Value::from(b))),
         Kind::Choice(words) => match value {
             Value::String(word) if words.contains(&word.to_ascii_lowercase().as_str()) => {
@@ -396,4 +388,9 @@ fn check(parameter: &Parameter, value: &Value, place: &str, compat: Compat) -> R
             _ => refuse(),
         },
     }
+}
+
+/// A whole number that was written with a point.
+fn whole(value: &Value) -> Option<i64> {
+    value.as_f64().filter(|n| n.fract() == 0.0 && n.abs() < 1e15).map(|n| n as i64)
 }

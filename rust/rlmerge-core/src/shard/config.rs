@@ -17,6 +17,8 @@ const LANGUAGE_PARTS: [&str; 3] = ["text_config", "llm_config", "language_config
 pub struct ConfigFacts {
     /// The first of `architectures`.
     pub architecture: Option<String>,
+    /// `model_type`.
+    pub model_type: Option<String>,
     /// `tie_word_embeddings`; `None` when the file does not say, which means "yes" for most models.
     pub tie_word_embeddings: Option<bool>,
     /// How the model is quantised, in words, if it is.
@@ -43,6 +45,7 @@ impl ConfigFacts {
         let parts = || std::iter::once(config).chain(LANGUAGE_PARTS.iter().filter_map(|key| config.get(key)));
         Self {
             architecture: config["architectures"][0].as_str().map(str::to_owned),
+            model_type: config["model_type"].as_str().map(str::to_owned),
             tie_word_embeddings: parts().find_map(|part| part.get("tie_word_embeddings")?.as_bool()),
             quantization: parts().find_map(quantization),
         }
