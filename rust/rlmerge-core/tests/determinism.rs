@@ -19,7 +19,7 @@ fn cases() -> Vec<(&'static Method, Value)> {
         ("ties", json!({"ties": "all", "rescale": "l1", "density": [0.1, 0.9]})),
         ("dare_ties", json!({"zero_sign": "majority", "rescale": "l1"})),
     ] {
-        cases.push((Method::find(name).unwrap(), parameters));
+        cases.push((Method::find(name).expect("a row of the table"), parameters));
     }
     cases
 }
