@@ -74,10 +74,14 @@ fn kernels(c: &mut Criterion) {
         in_cache(&mut group, "encode bf16", level, || {
             convert::encode(level, DType::BF16, black_box(&delta), &mut bytes);
         });
-        let mut kept = delta.clone();
+        let (stream, limit) = (Stream::new(0, 0, "w"), rng::threshold(0.3));
         in_cache(&mut group, "random mask", level, || {
-            kept.copy_from_slice(&delta);
-            rng::keep_random(level, black_box(&mut kept), Stream::new(0, 0, "w"), 0, rng::threshold(0.5));
+            black_box(rng::kept(level, black_box(stream), 0, CHUNK, limit));
+        });
+        let (mut kept, mut squares) = (delta.clone(), Lanes::default());
+        let mask = rng::kept(level, stream, 0, CHUNK, limit);
+        in_cache(&mut group, "pick delta", level, || {
+            expert.pick_delta(level, black_box(&base), &mask, 1.0, &mut kept, &mut squares);
         });
 
         // The window that a fair sample of these deltas proposes: about one key in fifty falls into it.

@@ -3,6 +3,7 @@
 
 use rlmerge_core::dtype::DType;
 use rlmerge_core::kernel::lanes::{self, Lanes};
+use rlmerge_core::kernel::rng::{self, Stream};
 use rlmerge_core::kernel::values::Values;
 use rlmerge_core::kernel::{CHUNK, Level, combine, convert, naive};
 
@@ -220,6 +221,33 @@ fn cut_deltas_are_the_deltas_cut() {
                         "{dtype} {level:?} {len}"
                     );
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn picked_deltas_are_the_deltas_that_a_mask_keeps() {
+    let limit = rng::threshold(0.4);
+    for level in Level::available() {
+        for dtype in arithmetic() {
+            let size = dtype.whole_bytes().unwrap();
+            let wide = dtype == DType::F64;
+            for len in LENGTHS {
+                let stream = Stream::new(len as u64, 1, dtype.name());
+                let (a, b) = (bytes(3, len * size), bytes(5, len * size));
+                let at = |raw: &[u8], i| naive::decode(dtype, raw, i);
+                let deltas: Vec<f64> = (0..len).map(|i| naive::delta(at(&a, i), at(&b, i), wide)).collect();
+                let (x, _) = load(level, dtype, &a, len, wide);
+                let (base, _) = load(level, dtype, &b, len, wide);
+                let (mut out, mut squares) = (vec![7.0; len], Lanes::default());
+                let kept = rng::kept(level, stream, 192, len, limit);
+                x.pick_delta(level, &base, &kept, 0.3, &mut out, &mut squares);
+                let mut expected: Vec<f64> = deltas.iter().map(|d| 0.3 * d).collect();
+                rng::keep_random(level, &mut expected, stream, 192, limit);
+                assert_same(&out, expected.into_iter(), "pick", level);
+                let terms: Vec<f64> = deltas.iter().map(|d| d * d).collect();
+                assert!(same(lanes::total(&squares), naive::striped_sum(&terms)));
             }
         }
     }

@@ -137,7 +137,11 @@ impl<'p> DeltasJob<'p> {
         let out = chunk.scratch.delta(at, len);
         let cut = match &self.experts[at].mask {
             Mask::Largest(selection) => selection.cut(),
-            Mask::Everything | Mask::Random(..) => None,
+            Mask::Everything => None,
+            Mask::Random(stream, threshold) => {
+                let kept = rng::kept(level, *stream, chunk.first, len, *threshold);
+                return expert.pick_delta(level, base, &kept, self.factor(at), out, squares);
+            }
         };
         match (cut, &ties) {
             // The one tile in which a tie group ends goes element by element.

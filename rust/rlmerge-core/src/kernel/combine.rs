@@ -2,9 +2,10 @@
 
 use super::lanes::{LANES, Lanes};
 use super::level::{Level, kernel};
+use super::rng::Kept;
 
 macro_rules! per_width {
-    ($delta:ident, $cut:ident, $count:ident, $weigh:ident, $add_weighed:ident, $add_change:ident, $ty:ty, $bits:ty) => {
+    ($delta:ident, $cut:ident, $pick:ident, $count:ident, $weigh:ident, $add_weighed:ident, $add_change:ident, $ty:ty, $bits:ty) => {
         kernel! {
             /// `out = factor · (expert − base)` where that delta's magnitude is at least (above, when `strict`) the
             /// threshold, else zero; the squares of all deltas join the lanes. Magnitudes are compared as bits, so
@@ -30,6 +31,36 @@ macro_rules! per_width {
                     let wide = f64::from(delta);
                     sums[i] += wide * wide;
                     *o = if delta.to_bits() & BITS >= least { factor * wide } else { 0.0 };
+                }
+                *lanes = sums;
+            }
+        }
+        kernel! {
+            /// `out = factor · (expert − base)` where the element's bit is set, else zero; the squares of all deltas
+            /// join the lanes.
+            pub fn $pick(
+                expert: &[$ty], base: &[$ty], kept: &Kept, factor: f64, out: &mut [f64], lanes: &mut Lanes,
+            ) {
+                let mut sums = *lanes;
+                let ((xs, x_tail), (bs, b_tail)) = (expert.as_chunks::<LANES>(), base.as_chunks::<LANES>());
+                let rows = xs.len();
+                let bits = |row: usize| kept[row / 4] >> (LANES * (row % 4));
+                let (os, o_tail) = out.as_chunks_mut::<LANES>();
+                for (row, ((x, b), o)) in xs.iter().zip(bs).zip(os).enumerate() {
+                    let bits = bits(row);
+                    for i in 0..LANES {
+                        let wide = f64::from(x[i] - b[i]);
+                        sums[i] += wide * wide;
+                        o[i] = if bits >> i & 1 == 1 { factor * wide } else { 0.0 };
+                    }
+                }
+                if !o_tail.is_empty() {
+                    let bits = bits(rows);
+                    for (i, ((x, b), o)) in x_tail.iter().zip(b_tail).zip(o_tail).enumerate() {
+                        let wide = f64::from(x - b);
+                        sums[i] += wide * wide;
+                        *o = if bits >> i & 1 == 1 { factor * wide } else { 0.0 };
+                    }
                 }
                 *lanes = sums;
             }
@@ -84,6 +115,7 @@ macro_rules! per_width {
 per_width!(
     delta_narrow,
     cut_narrow,
+    pick_narrow,
     count_narrow,
     weigh_narrow,
     add_weighed_narrow,
@@ -91,7 +123,17 @@ per_width!(
     f32,
     u32
 );
-per_width!(delta_wide, cut_wide, count_wide, weigh_wide, add_weighed_wide, add_change_wide, f64, u64);
+per_width!(
+    delta_wide,
+    cut_wide,
+    pick_wide,
+    count_wide,
+    weigh_wide,
+    add_weighed_wide,
+    add_change_wide,
+    f64,
+    u64
+);
 
 kernel! {
     /// `values *= factor`.

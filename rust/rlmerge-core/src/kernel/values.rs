@@ -1,5 +1,6 @@
 //! One model's decoded chunk: in f32, or in f64 when any model stores this tensor as `F64`.
 
+use super::rng::Kept;
 use super::{CHUNK, Level, combine, convert, lanes};
 use crate::dtype::DType;
 
@@ -88,6 +89,28 @@ impl Values {
             }
             (Numbers::Wide(x), Numbers::Wide(b)) => {
                 combine::cut_wide(level, x, b, threshold, strict, factor, out, squares);
+            }
+            _ => unreachable!("the models of a tensor share one width"),
+        }
+    }
+
+    /// `out = factor · (self − base)` for the elements that are kept, else zero; adds the squares of all deltas to
+    /// the lanes.
+    pub fn pick_delta(
+        &self,
+        level: Level,
+        base: &Self,
+        kept: &Kept,
+        factor: f64,
+        out: &mut [f64],
+        squares: &mut lanes::Lanes,
+    ) {
+        match (self.numbers(), base.numbers()) {
+            (Numbers::Narrow(x), Numbers::Narrow(b)) => {
+                combine::pick_narrow(level, x, b, kept, factor, out, squares);
+            }
+            (Numbers::Wide(x), Numbers::Wide(b)) => {
+                combine::pick_wide(level, x, b, kept, factor, out, squares);
             }
             _ => unreachable!("the models of a tensor share one width"),
         }
