@@ -58,7 +58,7 @@ fn load(level: Level, dtype: DType, stored: &[u8], len: usize, wide: bool) -> (V
     let mut values = Values::default();
     values.load(level, dtype, stored, len, wide);
     let mut out = vec![0.0; len];
-    values.weigh(level, 1.0, &mut out);
+    values.weigh(level, 1.0, &mut out, &mut Lanes::default());
     (values, out)
 }
 
@@ -75,9 +75,14 @@ fn decoding_and_encoding() {
                 let (_, decoded) = load(level, dtype, stored, len, wide);
                 assert_same(&decoded, (0..len).map(|i| naive::decode(dtype, stored, i)), dtype.name(), level);
 
-                let values: Vec<f64> = numbers(len as u64, len).iter().map(|v| v * 1.000_000_1).collect();
+                // At some lengths with values below the smallest normal f32, which are rounded in another way.
+                let scale = if len % 5 == 4 { 3e-39 } else { 1.000_000_1 };
+                let values: Vec<f64> = numbers(len as u64, len).iter().map(|v| v * scale).collect();
                 let mut out = vec![0xAA; len * size];
-                convert::encode(level, dtype, &values, &mut out);
+                let mut squares = Lanes::default();
+                convert::encode(level, dtype, &values, &mut out, &mut squares);
+                let terms: Vec<f64> = (0..len).map(|i| naive::decode(dtype, &out, i).powi(2)).collect();
+                assert!(same(lanes::total(&squares), naive::striped_sum(&terms)), "{dtype} {level:?} {len}");
                 for (i, v) in values.iter().enumerate() {
                     let expected = naive::encode(dtype, *v);
                     let got = &out[i * size..(i + 1) * size];
@@ -114,15 +119,31 @@ fn deltas_and_weighted_sums() {
                 );
 
                 let mut sum = vec![0.0; len];
-                x.weigh(level, 0.3, &mut sum);
-                base.add_weighed(level, 0.7, &mut sum);
-                assert_same(&sum, (0..len).map(|i| 0.3 * at(&a, i) + 0.7 * at(&b, i)), "weighted sum", level);
+                for divisor in [1.0, 3.0] {
+                    let mut squares = [Lanes::default(); 2];
+                    x.weigh(level, 0.3, &mut sum, &mut squares[0]);
+                    base.add_weighed(level, 0.7, divisor, &mut sum, &mut squares[1]);
+                    let expected = (0..len).map(|i| (0.3 * at(&a, i) + 0.7 * at(&b, i)) / divisor);
+                    assert_same(&sum, expected, "weighted sum", level);
+                    for (squares, raw) in squares.iter().zip([&a, &b]) {
+                        let terms: Vec<f64> = (0..len).map(|i| at(raw, i).powi(2)).collect();
+                        assert!(same(lanes::total(squares), naive::striped_sum(&terms)));
+                    }
+                }
 
                 let change = numbers(7, len);
                 let mut out = change.clone();
                 base.add_change(level, 0.4, &mut out);
                 let expected = (0..len).map(|i| naive::add_change(at(&b, i), 0.4, change[i]));
                 assert_same(&out, expected, "base plus change", level);
+
+                let other = numbers(9, len);
+                for divisor in [1.0, 3.0] {
+                    base.add_changes(level, &change, &other, divisor, 0.4, &mut out);
+                    let expected =
+                        (0..len).map(|i| naive::add_change(at(&b, i), 0.4, (change[i] + other[i]) / divisor));
+                    assert_same(&out, expected, "base plus changes", level);
+                }
             }
         }
     }

@@ -175,6 +175,26 @@ impl<'p> DeltasJob<'p> {
         }
     }
 
+    /// The base plus the sum of the experts' buffers, added in their order, into `out`.
+    fn add_to_base(&self, chunk: &mut Chunk<'_>) {
+        let (level, len) = (chunk.level, chunk.len);
+        let (base, scratch) = (&chunk.values[0], &mut *chunk.scratch);
+        let (sum, others) = scratch.deltas.split_at_mut(CHUNK);
+        let (sum, out) = (&mut sum[..len], &mut scratch.out[..len]);
+        let mut others = others.chunks(CHUNK).take(self.experts.len() - 1).map(|values| &values[..len]);
+        let Some(last) = others.next_back() else {
+            if self.divisor != 1.0 {
+                combine::divide_by(level, sum, self.divisor);
+            }
+            out.copy_from_slice(sum);
+            return base.add_change(level, self.plan.lambda, out);
+        };
+        for values in others {
+            combine::add(level, values, sum);
+        }
+        base.add_changes(level, sum, last, self.divisor, self.plan.lambda, out);
+    }
+
     /// The cut of expert `at` if only some of its ties are kept.
     fn split_ties(&self, at: usize) -> Option<Cut> {
         match &self.experts[at].mask {
@@ -364,14 +384,9 @@ impl Job for DeltasJob<'_> {
             let (values, normalize) = (&scratch.deltas, self.plan.normalize);
             let out = &mut scratch.out[..len];
             combine::merge_disjoint(level, values, &self.shares, self.zero_is_plus, normalize, out);
+            chunk.values[0].add_change(level, self.plan.lambda, &mut chunk.scratch.out[..len]);
         } else {
-            self.add_up(chunk);
-            let scratch = &mut *chunk.scratch;
-            scratch.out[..len].copy_from_slice(&scratch.total[..len]);
-            if self.divisor != 1.0 {
-                combine::divide_by(level, &mut scratch.out[..len], self.divisor);
-            }
+            self.add_to_base(chunk);
         }
-        chunk.values[0].add_change(level, self.plan.lambda, &mut chunk.scratch.out[..len]);
     }
 }

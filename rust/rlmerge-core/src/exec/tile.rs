@@ -254,10 +254,8 @@ impl<'a> Slice<'a> {
         self.for_chunks(work, |chunk, squares| {
             job.apply(chunk, &mut ties, squares);
             let out = &mut bytes[done * size..(done + chunk.len) * size];
-            convert::encode(level, dtype, &chunk.scratch.out[..chunk.len], out);
             // Statistics are of what is stored, after rounding.
-            written.load(level, dtype, out, chunk.len, dtype == crate::dtype::DType::F64);
-            written.add_squares(level, &mut square);
+            convert::encode(level, dtype, &chunk.scratch.out[..chunk.len], out, &mut square);
             done += chunk.len;
         });
         let square = lanes::total(&square);

@@ -129,21 +129,43 @@ impl Values {
         }
     }
 
-    /// `out = weight · self`.
-    pub fn weigh(&self, level: Level, weight: f64, out: &mut [f64]) {
-        if self.is_wide {
-            combine::weigh_wide(level, &self.wide[..self.len], weight, out);
-        } else {
-            combine::weigh_narrow(level, &self.narrow[..self.len], weight, out);
+    /// `out = weight · self`; adds the squares of all elements to the lanes.
+    pub fn weigh(&self, level: Level, weight: f64, out: &mut [f64], squares: &mut lanes::Lanes) {
+        match self.numbers() {
+            Numbers::Narrow(v) => combine::weigh_narrow(level, v, weight, out, squares),
+            Numbers::Wide(v) => combine::weigh_wide(level, v, weight, out, squares),
         }
     }
 
-    /// `out += weight · self`.
-    pub fn add_weighed(&self, level: Level, weight: f64, out: &mut [f64]) {
-        if self.is_wide {
-            combine::add_weighed_wide(level, &self.wide[..self.len], weight, out);
-        } else {
-            combine::add_weighed_narrow(level, &self.narrow[..self.len], weight, out);
+    /// `out = (out + weight · self) / divisor`; adds the squares of all elements to the lanes.
+    pub fn add_weighed(
+        &self,
+        level: Level,
+        weight: f64,
+        divisor: f64,
+        out: &mut [f64],
+        squares: &mut lanes::Lanes,
+    ) {
+        match self.numbers() {
+            Numbers::Narrow(v) => combine::add_weighed_narrow(level, v, weight, divisor, out, squares),
+            Numbers::Wide(v) => combine::add_weighed_wide(level, v, weight, divisor, out, squares),
+        }
+    }
+
+    /// `out = self + factor · (a + b) / divisor` where that adds something, else `self`, signed zeros included.
+    #[allow(clippy::too_many_arguments, reason = "one pass over the chunk does it all")]
+    pub fn add_changes(
+        &self,
+        level: Level,
+        a: &[f64],
+        b: &[f64],
+        divisor: f64,
+        factor: f64,
+        out: &mut [f64],
+    ) {
+        match self.numbers() {
+            Numbers::Narrow(v) => combine::add_changes_narrow(level, v, a, b, divisor, factor, out),
+            Numbers::Wide(v) => combine::add_changes_wide(level, v, a, b, divisor, factor, out),
         }
     }
 
