@@ -122,7 +122,7 @@ lint: setup ## Check formats, lints, types and stubs
 	MYPYPATH=python $(BIN)/python -m mypy.stubtest rlmerge._core
 
 .PHONY: bench
-bench: setup ## Measure start-up and whole merges of 1.1 B parameters (ten minutes, 9 GB of disk; see benches/README.md)
+bench: setup ## Measure start-up and whole merges of 1.1 B parameters (twenty minutes, 9 GB of disk; see benches/README.md)
 	$(BIN)/python benches/python/startup.py
 	$(BIN)/python benches/python/spine.py $(BENCH_FLAGS)
 

@@ -3,6 +3,7 @@
     spine.py                              the 1.1 B-parameter trio in a temporary folder, five rounds, two threads
     spine.py --mergekit .venv-torch       the same, and mergekit-yaml of that environment on the same files
     spine.py --memory                     peak memory on a model four times as large besides
+    spine.py --ways none                  besides the default, without syncing only (mmap, none, tmpfs: see WAYS)
     spine.py --size tiny --rounds 1       does it work at all
     spine.py --dir /dev/shm/b --out b     inputs in memory for good, outputs on the disk of ./b
 
@@ -46,12 +47,12 @@ class Method:
     def inputs(self, trio: dict[str, Path]) -> list[Path]:
         return [trio[name] for name in (*([self.base] if self.base else []), *self.models)]
 
-    def command(self, rlmerge: str, trio: dict[str, Path], out: Path, threads: int) -> list[str]:
+    def command(self, rlmerge: str, trio: dict[str, Path], out: Path, threads: int, options: list[str]) -> list[str]:
         command = [rlmerge, "merge", *(str(trio[name]) for name in self.models), "--method", self.name]
         command += ["--base", str(trio[self.base])] if self.base else []
         for name, value in self.parameters.items():
             command += [f"--{name}", str(value)]
-        return [*command, "--threads", str(threads), "--quiet", "-o", str(out)]
+        return [*command, "--threads", str(threads), *options, "--quiet", "-o", str(out)]
 
     def mergekit_recipe(self, trio: dict[str, Path]) -> dict[str, Any]:
         weights: dict[str, float] = {} if self.name == "slerp" else {"weight": 1.0, **self.parameters}
@@ -75,6 +76,15 @@ METHODS = [
     Method("ties", limit=1.5, slower=50, parameters={"density": 0.2}),
     Method("dare_ties", limit=1.5, slower=None, parameters={"density": 0.5}),
 ]
+
+# Other ways to do the same merges, right after the default one; all must give the same tensors.
+WAYS = {
+    "mmap": ["--io", "mmap"],
+    # What mergekit does for its outputs, which is nothing.
+    "none": ["--durability", "none"],
+    "tmpfs": ["--durability", "none"],  # and the output in memory
+}
+TMPFS = Path("/dev/shm")
 
 # Plain two threads, and the settings that were fastest for it on this kind of file; the better one counts.
 MERGEKIT_SETTINGS = {
@@ -101,6 +111,13 @@ def clear(out: Path) -> None:
     os.sync()
 
 
+def fits(model: Path) -> bool:
+    """Whether an output as large as this model fits into the tmpfs, and leaves something to others."""
+    if not TMPFS.is_dir():
+        return False
+    return shutil.disk_usage(TMPFS).free > 2 * sum(shard.stat().st_size for shard in shards(model))
+
+
 def forget(path: Path) -> None:
     """Drop a file from the page cache."""
     with path.open("rb") as file:
@@ -111,6 +128,7 @@ class Bench:
     def __init__(self, trio: dict[str, Path], work: Path, rlmerge: str, threads: int) -> None:
         self.trio, self.work, self.rlmerge, self.threads = trio, work, rlmerge, threads
         self.out = work / "merged"
+        self.memory = TMPFS / f"rlmerge-bench-{os.getpid()}"
 
     def floor(self, inputs: list[Path]) -> Measurement:
         prepare(self.out, inputs)
@@ -118,21 +136,25 @@ class Bench:
         read = [shard for model in inputs for shard in shards(model)]
         return measure(floor_command(read, [(shard, self.out / shard.name) for shard in shards(inputs[0])]))
 
-    def merge(self, method: Method) -> Measurement:
+    def merge(self, method: Method, way: str | None = None) -> Measurement:
         prepare(self.out, method.inputs(self.trio))
-        return measure(method.command(self.rlmerge, self.trio, self.out, self.threads))
+        options = WAYS[way] if way else []
+        return measure(method.command(self.rlmerge, self.trio, self.place(way), self.threads, options))
+
+    def place(self, way: str | None) -> Path:
+        return self.memory if way == "tmpfs" else self.out
 
     def merge_cold(self, method: Method) -> Measurement:
         clear(self.out)
         for model in method.inputs(self.trio):
             for shard in shards(model):
                 forget(shard)
-        return measure(method.command(self.rlmerge, self.trio, self.out, self.threads))
+        return measure(method.command(self.rlmerge, self.trio, self.out, self.threads, []))
 
-    def answer(self, method: Method) -> int:
+    def answer(self, method: Method, way: str | None = None) -> int:
         models = [self.trio[name] for name in method.models]
         base = self.trio[method.base] if method.base else None
-        return check(method.name, method.parameters, models, base, self.out)
+        return check(method.name, method.parameters, models, base, self.place(way))
 
     def mergekit(self, method: Method, venv: Path, settings: list[str]) -> Measurement:
         prepare(self.out, method.inputs(self.trio))
@@ -147,9 +169,13 @@ class Bench:
         return result
 
 
-def run_rounds(bench: Bench, methods: list[Method], rounds: int) -> dict[str, dict[str, Any]]:
+def run_rounds(
+    bench: Bench, methods: list[Method], rounds: int, ways: list[str]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Results of the default way by method, and of the other ways by way and method."""
     floors: dict[str, list[Measurement]] = {method.name: [] for method in methods}
     merges: dict[str, list[Measurement]] = {method.name: [] for method in methods}
+    others: dict[str, dict[str, list[Measurement]]] = {way: {m.name: [] for m in methods} for way in ways}
     checked: dict[str, int] = {}
     manifests: dict[str, bytes] = {}
     for number in range(1, rounds + 1):
@@ -165,6 +191,14 @@ def run_rounds(bench: Bench, methods: list[Method], rounds: int) -> dict[str, di
                 manifests[method.name] = manifest
             elif manifests[method.name] != manifest:
                 raise SystemExit(f"{method.name}: round {number} wrote other bytes than round 1")
+            for way in ways:
+                others[way][method.name].append(bench.merge(method, way))
+                say(f"round {number} {method.name} {way}: {others[way][method.name][-1].wall_s:.2f} s")
+                if tensors((bench.place(way) / "rlmerge.json").read_bytes()) != tensors(manifests[method.name]):
+                    raise SystemExit(f"{method.name}: {way} wrote other tensors")
+                if number == 1:
+                    bench.answer(method, way)
+                shutil.rmtree(bench.memory, ignore_errors=True)
     whole = [m.wall_s for method in methods if len(method.inputs(bench.trio)) == 3 for m in floors[method.name]]
     results = {}
     for method in methods:
@@ -173,21 +207,38 @@ def run_rounds(bench: Bench, methods: list[Method], rounds: int) -> dict[str, di
         wall = statistics.median(m.wall_s for m in merges[name])
         results[name] = {
             "inputs": len(method.inputs(bench.trio)),
-            "wall_s": round(wall, 3),
+            **medians(merges[name]),
             "floor_s": round(floor, 3),
             "ratio": round(wall / floor, 3),
             "ratio_to_floor_of_three": round(wall / statistics.median(whole), 3) if whole else None,
             "limit": method.limit,
-            "cpu_s": round(statistics.median(m.cpu_s for m in merges[name]), 3),
-            "peak_rss_mb": max(m.peak_rss_mb for m in merges[name]),
             "elements_checked": checked[name],
             "runs": [asdict(m) for m in merges[name]],
             "floor_runs": [asdict(m) for m in floors[name]],
         }
-    return results
+    return results, {
+        way: {name: {**medians(runs), "runs": [asdict(m) for m in runs]} for name, runs in by_method.items()}
+        for way, by_method in others.items()
+    }
 
 
-def run_mergekit(bench: Bench, methods: list[Method], ours: dict[str, Any], venv: Path, runs: int) -> dict[str, Any]:
+def medians(runs: list[Measurement]) -> dict[str, float]:
+    return {
+        "wall_s": round(statistics.median(m.wall_s for m in runs), 3),
+        "cpu_s": round(statistics.median(m.cpu_s for m in runs), 3),
+        "peak_rss_mb": max(m.peak_rss_mb for m in runs),
+    }
+
+
+def tensors(manifest: bytes) -> Any:
+    """What a manifest says of the tensors; the plan beside it names the way, and the place of the output."""
+    return json.loads(manifest)["tensors"]
+
+
+def run_mergekit(
+    bench: Bench, methods: list[Method], ours: dict[str, Any], unsynced: dict[str, Any], venv: Path, runs: int
+) -> dict[str, Any]:
+    """mergekit's runs, beside ours (synced), and ours at the same durability as its own, if that was measured."""
     results: dict[str, Any] = {}
     for method in methods:
         found: dict[str, list[dict[str, float]]] = {}
@@ -200,6 +251,9 @@ def run_mergekit(bench: Bench, methods: list[Method], ours: dict[str, Any], venv
         results[method.name] = {
             "best_wall_s": best,
             "times_slower": round(best / ours[method.name]["wall_s"], 1),
+            "times_slower_unsynced": (
+                round(best / unsynced[method.name]["wall_s"], 1) if method.name in unsynced else None
+            ),
             "required": method.slower,
             "peak_rss_mb": max(run["peak_rss_mb"] for all_runs in found.values() for run in all_runs),
             "runs": found,
@@ -232,6 +286,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--methods", nargs="+", choices=[m.name for m in METHODS], metavar="METHOD", help="only these")
+    parser.add_argument(
+        "--ways", nargs="*", choices=WAYS, default=list(WAYS), metavar="WAY", help="besides the default"
+    )
     parser.add_argument("--rlmerge", default=str(beside) if beside.exists() else "rlmerge", help="what to measure")
     parser.add_argument("--mergekit", type=Path, metavar="VENV", help="an environment that has mergekit 0.1.5")
     parser.add_argument("--mergekit-runs", type=int, default=1, help="runs with each of its settings")
@@ -251,6 +308,8 @@ def main() -> None:
         out = arguments.out or root
         out.mkdir(parents=True, exist_ok=True)
         bench = Bench(trio, out, arguments.rlmerge, arguments.threads)
+        ways = [way for way in arguments.ways if way != "tmpfs" or fits(trio["base"])]
+        merges, others = run_rounds(bench, methods, arguments.rounds, ways)
         result: dict[str, Any] = {
             "size": arguments.size,
             "parameters": make_trio.SIZES[arguments.size].parameters(),
@@ -258,11 +317,13 @@ def main() -> None:
             "rounds": arguments.rounds,
             "inputs_on_tmpfs": os.path.realpath(root).startswith("/dev/shm/"),
             "floor": "cat of all inputs to /dev/null, then dd bs=8M conv=fsync of both shards of one input",
-            "methods": run_rounds(bench, methods, arguments.rounds),
+            "methods": merges,
+            "ways": {way: {"options": WAYS[way], "methods": others[way]} for way in ways},
         }
         if arguments.mergekit:
+            chosen = [m for m in methods if m.slower]
             result["mergekit"] = run_mergekit(
-                bench, [m for m in methods if m.slower], result["methods"], arguments.mergekit, arguments.mergekit_runs
+                bench, chosen, merges, others.get("none", {}), arguments.mergekit, arguments.mergekit_runs
             )
         clear(bench.out)
         if arguments.memory:
@@ -273,6 +334,7 @@ def main() -> None:
         if not arguments.no_record:
             print(f"\nrecord: {record.save('spine' if arguments.size == '1b' else f'spine-{arguments.size}', result)}")
     finally:
+        shutil.rmtree(TMPFS / f"rlmerge-bench-{os.getpid()}", ignore_errors=True)
         if scratch:
             scratch.cleanup()
 

@@ -63,21 +63,31 @@ fn kernels(c: &mut Criterion) {
         });
         in_cache(&mut group, "delta", level, || expert.delta(level, black_box(&base), &mut delta));
         let mut sum = vec![0.0; CHUNK];
-        in_cache(&mut group, "add weighed", level, || expert.add_weighed(level, black_box(0.5), &mut sum));
+        let mut squares = Lanes::default();
+        in_cache(&mut group, "add weighed", level, || {
+            expert.add_weighed(level, black_box(0.5), 1.0, &mut sum, &mut squares);
+        });
+        in_cache(&mut group, "add weighed and divide", level, || {
+            expert.add_weighed(level, black_box(0.5), 3.0, &mut sum, &mut squares);
+        });
         let mut squares = Lanes::default();
         in_cache(&mut group, "add squares", level, || expert.add_squares(level, black_box(&mut squares)));
         let mut bytes = vec![0; 2 * CHUNK];
-        convert::encode(level, DType::BF16, &delta, &mut bytes);
+        convert::encode(level, DType::BF16, &delta, &mut bytes, &mut squares);
         for (i, d) in delta.iter().enumerate() {
             assert_eq!(bytes[2 * i..2 * i + 2], naive::encode(DType::BF16, *d));
         }
         in_cache(&mut group, "encode bf16", level, || {
-            convert::encode(level, DType::BF16, black_box(&delta), &mut bytes);
+            convert::encode(level, DType::BF16, black_box(&delta), &mut bytes, &mut squares);
         });
-        let mut kept = delta.clone();
+        let (stream, limit) = (Stream::new(0, 0, "w"), rng::threshold(0.3));
         in_cache(&mut group, "random mask", level, || {
-            kept.copy_from_slice(&delta);
-            rng::keep_random(level, black_box(&mut kept), Stream::new(0, 0, "w"), 0, rng::threshold(0.5));
+            black_box(rng::kept(level, black_box(stream), 0, CHUNK, limit));
+        });
+        let (mut kept, mut squares) = (delta.clone(), Lanes::default());
+        let mask = rng::kept(level, stream, 0, CHUNK, limit);
+        in_cache(&mut group, "pick delta", level, || {
+            expert.pick_delta(level, black_box(&base), &mask, 1.0, &mut kept, &mut squares);
         });
 
         // The window that a fair sample of these deltas proposes: about one key in fifty falls into it.
@@ -105,6 +115,10 @@ fn kernels(c: &mut Criterion) {
         });
         in_cache(&mut group, "count ties", level, || {
             black_box(expert.count_deltas_at(level, black_box(&base), 0.01f64.to_bits()));
+        });
+        let mut out = vec![0.0; CHUNK];
+        in_cache(&mut group, "base plus changes of two", level, || {
+            base.add_changes(level, black_box(&delta), &kept, 1.0, 1.0, &mut out);
         });
         let both: Vec<f64> = delta.iter().chain(&kept).copied().collect();
         let mut mix = vec![0.0; CHUNK];

@@ -10,6 +10,7 @@ from rlmerge._methods import find_method
 from rlmerge.errors import RecipeError
 from rlmerge.recipe import (
     COMPATS,
+    DURABILITIES,
     IO_WAYS,
     MAX_SEED,
     Expert,
@@ -68,6 +69,7 @@ class _OwnForm(_Form):
     shard_size: Any = None
     threads: int | None = None
     io: str | None = None
+    durability: str | None = None
     strict: bool = False
 
 
@@ -222,6 +224,9 @@ def _from_own(data: dict[str, Any], source: _Source) -> Recipe:
         if form.io is not None:
             key = "io"
             recipe.io = check_choice(key, form.io, IO_WAYS)
+        if form.durability is not None:
+            key = "durability"
+            recipe.durability = check_choice(key, form.durability, DURABILITIES)
     except RecipeError as error:
         raise source.blame(error, key) from None
     return recipe

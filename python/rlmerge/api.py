@@ -12,6 +12,7 @@ from rlmerge._methods import Method, find_method, load_methods
 from rlmerge.errors import RecipeError
 from rlmerge.recipe import (
     COMPATS,
+    DURABILITIES,
     IO_WAYS,
     MAX_SEED,
     Expert,
@@ -50,6 +51,7 @@ def merge(
     shard_size: str | int | None = None,
     threads: int | None = None,
     io: str | None = None,
+    durability: str | None = None,
     force: bool = False,
     strict: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -86,6 +88,10 @@ def merge(
         Worker threads; one for each processor unless given. The result does not depend on it.
     io
         ``"pread"`` (the default) or ``"mmap"``: how tensor bytes are read. The result does not depend on it.
+    durability
+        ``"full"`` (the default), ``"file"`` or ``"none"``: what is synced to the disk before the call returns. An
+        error, Ctrl-C or a kill never leaves half an output. A power cut cannot take a ``"full"`` output away; it may
+        take a ``"file"`` output away as a whole; it may damage a ``"none"`` output, for which nothing is waited for.
     force
         Replace an existing output.
     strict
@@ -134,6 +140,7 @@ def merge(
         shard_size=shard_size,
         threads=threads,
         io=io,
+        durability=durability,
         force=force,
         strict=strict,
         **method_parameters,
@@ -155,6 +162,7 @@ def plan(
     shard_size: str | int | None = None,
     threads: int | None = None,
     io: str | None = None,
+    durability: str | None = None,
     force: bool = False,
     strict: bool = False,
     **method_parameters: Value,
@@ -163,7 +171,8 @@ def plan(
 
     Parameters
     ----------
-    models, method, base, output, recipe, parameters, seed, dtype, compat, shard_size, threads, io, force, strict
+    models, method, base, output, recipe, parameters, seed, dtype, compat, shard_size, threads, io, durability,
+    force, strict
         As for ``merge``.
     **method_parameters
         As for ``merge``.
@@ -206,6 +215,8 @@ def plan(
         wanted.threads = check_integer("threads", threads, 1, 1024)
     if io is not None:
         wanted.io = check_choice("io", io, IO_WAYS)
+    if durability is not None:
+        wanted.durability = check_choice("durability", durability, DURABILITIES)
     wanted.strict = wanted.strict or strict
     return _prepare(wanted, force=force)
 
@@ -351,6 +362,7 @@ def _prepare(wanted: Recipe, *, force: bool) -> Plan:
         "shard_size": wanted.shard_size or parse_size("5GB"),
         "threads": wanted.threads,
         "io": wanted.io or IO_WAYS[0],
+        "durability": wanted.durability or DURABILITIES[0],
         "force": force,
         "strict": wanted.strict,
     }

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COMPATS",
+    "DURABILITIES",
     "IO_WAYS",
     "Expert",
     "Recipe",
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 COMPATS = ("paper", "mergekit")
+DURABILITIES = ("full", "file", "none")
 IO_WAYS = ("pread", "mmap")
 MAX_SEED = 2**64 - 1
 
@@ -74,6 +76,7 @@ class Recipe:
     shard_size: int | None = None
     threads: int | None = None
     io: str | None = None
+    durability: str | None = None
     strict: bool = False
     form: str = "rlmerge"
     notes: list[str] = field(default_factory=list)

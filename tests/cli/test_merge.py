@@ -50,6 +50,14 @@ def test_all_modes_of_a_merge(rlmerge):
     assert any(note.startswith("base: base ") for note in data.json["plan"]["notes"])
 
 
+def test_durability(rlmerge):
+    data = rlmerge("merge", "a", "b", "-m", "linear", "-o", "out", "--durability", "none", "--json")
+    assert (data.code, data.json["plan"]["durability"]) == (0, "none")
+    wrong = rlmerge("merge", "a", "b", "-m", "linear", "-o", "other", "--durability", "some")
+    assert wrong.code == 2
+    assert "none of full, file, none" in wrong.err
+
+
 def test_all_modes_of_a_dry_run(rlmerge, here):
     arguments = ("merge", "a", "b", "--base", "base", "-m", "ties", "--density", "0.3,0.2", "-o", "out", "--dry-run")
     human = rlmerge(*arguments)

@@ -21,9 +21,9 @@ def reference_digests() -> dict[str, str]:
 
 
 def mask_words() -> list[dict]:
-    """The first ten words of the mask's stream, for a few keys."""
+    """The first seventy numbers of the mask's stream, for a few keys."""
     return [
-        {"seed": s, "tensor": t, "expert": e, "words": [f"{w:08x}" for w in mask.words(s, t, e, 10)]}
+        {"seed": s, "tensor": t, "expert": e, "words": [f"{w:08x}" for w in mask.words(s, t, e, 70)]}
         for s, t, e in MASKS
     ]
 

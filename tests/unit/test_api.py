@@ -206,3 +206,27 @@ def test_inspect(trio):
     assert {t.name: t.shape for t in found.tensors} == {"layer.weight": (8, 6), "norm.weight": (6,)}
     assert found.config["architecture"] == "LlamaForCausalLM"
     assert json.dumps(found.to_dict())
+
+
+@pytest.mark.parametrize("durability", ["full", "file", "none"])
+def test_durability_changes_no_byte_and_is_in_the_report(trio, here, durability):
+    base, a, b = trio
+    rlmerge.merge([a, b], base=base, method="ties", output="default")
+    report = rlmerge.merge([a, b], base=base, method="ties", output="out", durability=durability)
+    assert report.raw["plan"]["durability"] == durability
+    assert json.loads((here / "out" / "rlmerge.json").read_text())["plan"]["durability"] == durability
+    for name in ("model.safetensors", "README.md", "config.json"):
+        assert (here / "out" / name).read_bytes() == (here / "default" / name).read_bytes(), name
+    # The stage is gone and nothing is replaced unasked, whatever is synced.
+    assert {path.name for path in here.iterdir() if "rlmerge" in path.name} == set()
+    with pytest.raises(rlmerge.OutputError):
+        rlmerge.merge([a, b], base=base, method="ties", output="out", durability=durability)
+
+
+def test_durability_of_a_recipe_gives_way_to_the_argument(trio):
+    base, a, b = trio
+    recipe = {"method": "ties", "base": base, "models": [a, b], "durability": "none"}
+    assert rlmerge.plan(recipe=recipe).raw["durability"] == "none"
+    assert rlmerge.plan(recipe=recipe, durability="file").raw["durability"] == "file"
+    with pytest.raises(rlmerge.RecipeError, match="durability"):
+        rlmerge.plan(recipe={**recipe, "durability": "most"})

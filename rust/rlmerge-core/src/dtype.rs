@@ -252,6 +252,18 @@ pub fn to_odd_f32(value: f64) -> f32 {
     f32::from_bits(if inexact && bits & 1 == 0 { odd } else { bits })
 }
 
+/// [`to_odd_f32`] in fewer steps, for values that are zero or at least as large as the smallest normal `f32`: bits
+/// that do not fit are gathered in the last bit that does. A smaller value may come out rounded to even, as a
+/// subnormal `f32` or zero; a larger one than `f32` can hold comes out infinite.
+#[inline(always)]
+#[must_use]
+pub fn sticky_f32(value: f64) -> f32 {
+    const LOST: u64 = (1 << 29) - 1;
+    let bits = value.to_bits();
+    // The sum carries into the last bit that stays if any bit below it is set.
+    f64::from_bits((bits | ((bits & LOST) + LOST)) & !LOST) as f32
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -348,6 +360,40 @@ mod tests {
                     assert!(F8E5M2::decode(F8E5M2::encode(f)).is_infinite(), "e5m2 of {f:e}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn sticky_bits_are_rounding_to_odd_where_f32_is_normal() {
+        let mut state = 1u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state
+        };
+        for i in 0..200_000u64 {
+            // Any fraction, or one that ends where an f32 or a bf16 does; any exponent, or one near an edge of f32.
+            let fraction = next() >> 12;
+            let fraction =
+                [fraction, fraction >> 29 << 29, fraction >> 44 << 44, fraction & 1][(i % 4) as usize];
+            let exponent = [897 + next() % 254, 897, 1150, 1023][(i / 4 % 4) as usize];
+            let value = f64::from_bits((next() & 1) << 63 | exponent << 52 | fraction);
+            let odd = to_odd_f32(value);
+            if odd.abs() < f32::MAX {
+                assert_eq!(sticky_f32(value).to_bits(), odd.to_bits(), "{value:e}");
+            }
+            assert_eq!(Bf16::encode(sticky_f32(value)), Bf16::encode(odd), "{value:e}");
+        }
+        for exact in [0.0, -0.0, f64::INFINITY, f64::NEG_INFINITY] {
+            assert_eq!(sticky_f32(exact).to_bits(), (exact as f32).to_bits());
+        }
+        let signalling = f64::from_bits(0x7ff0_0000_0000_0001);
+        assert!(sticky_f32(f64::NAN).is_nan() && sticky_f32(signalling).is_nan());
+        // Halves of the smallest f16 and f8 are far above where the two differ.
+        for tiny in [1e-38, 1e-40, 1e-60, -1e-300] {
+            let (sticky, odd) = (sticky_f32(tiny), to_odd_f32(tiny));
+            assert_eq!(F16::encode(sticky), F16::encode(odd));
+            assert_eq!(F8E4M3::encode(sticky), F8E4M3::encode(odd));
+            assert_eq!(F8E5M2::encode(sticky), F8E5M2::encode(odd));
         }
     }
 

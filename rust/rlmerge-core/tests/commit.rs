@@ -9,13 +9,19 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rlmerge_core::error::Error;
+use rlmerge_core::plan::recipe::Durability;
 use rlmerge_core::writer::{Input, OutputKind, Stage, Target, preflight};
 use tempfile::TempDir;
 
 const SHARD: &str = "model.safetensors";
 
 fn folder(path: impl AsRef<Path>) -> Target {
-    Target { path: path.as_ref().to_path_buf(), kind: OutputKind::Folder, force: false }
+    Target {
+        path: path.as_ref().to_path_buf(),
+        kind: OutputKind::Folder,
+        force: false,
+        durability: Durability::Full,
+    }
 }
 
 fn file(path: impl AsRef<Path>) -> Target {

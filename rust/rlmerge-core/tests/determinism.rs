@@ -1,5 +1,5 @@
-//! Output bits depend on the inputs, the recipe and the seed only: not on threads, shards, SIMD level or the
-//! way of reading.
+//! Output bits depend on the inputs, the recipe and the seed only: not on threads, shards, SIMD level, the way of
+//! reading or what is synced.
 
 mod models;
 
@@ -60,7 +60,8 @@ fn threads_shards_and_levels_do_not_change_a_bit() {
             let (base, experts) = choose(method, inputs);
             let output = at(&format!("out-{number}-{run}.safetensors"));
             let io = if run % 3 == 0 { "mmap" } else { "pread" };
-            let more = json!({"parameters": parameters, "threads": threads, "seed": 5, "io": io});
+            let durability = ["full", "file", "none"][run % 3];
+            let more = json!({"parameters": parameters, "threads": threads, "seed": 5, "io": io, "durability": durability});
             let report = models::merge(models::recipe(method.name, base, experts, &output, more)).unwrap();
             let mut hashes: Vec<(String, String)> =
                 report.tensors.iter().map(|t| (t.name.clone(), t.blake3.clone())).collect();

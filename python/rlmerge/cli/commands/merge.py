@@ -108,6 +108,12 @@ def merge(
         str | None,
         typer.Option(metavar="pread|mmap", help="How tensors are read. Default: pread.", rich_help_panel=_RESULT),
     ] = None,
+    durability: Annotated[
+        str | None,
+        typer.Option(
+            metavar="full|file|none", help="What is synced before the end. Default: full.", rich_help_panel=_RESULT
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an existing output.", rich_help_panel=_RESULT)
     ] = False,
@@ -153,6 +159,7 @@ def merge(
             shard_size=shard_size,
             threads=_whole(threads, "--threads"),
             io=io,
+            durability=durability,
             force=force,
             strict=strict,
         )

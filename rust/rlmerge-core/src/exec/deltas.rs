@@ -134,7 +134,11 @@ impl<'p> DeltasJob<'p> {
         let out = chunk.scratch.delta(at, len);
         let cut = match &self.experts[at].mask {
             Mask::Largest(selection) => selection.cut(),
-            Mask::Everything | Mask::Random(..) => None,
+            Mask::Everything => None,
+            Mask::Random(stream, threshold) => {
+                let kept = rng::kept(level, *stream, chunk.first, len, *threshold);
+                return expert.pick_delta(level, base, &kept, self.factor(at), out, squares);
+            }
         };
         match (cut, &ties) {
             // The one tile in which a tie group ends goes element by element.
@@ -166,6 +170,27 @@ impl<'p> DeltasJob<'p> {
                 combine::add(level, &values[..len], total)
             }
         }
+    }
+
+    /// The base plus the sum of the experts' buffers, added in their order, into `out`.
+    fn add_to_base(&self, chunk: &mut Chunk<'_>) {
+        let (level, len) = (chunk.level, chunk.len);
+        let (base, scratch) = (&chunk.values[0], &mut *chunk.scratch);
+        let (sum, others) = scratch.deltas.split_at_mut(scratch.stride);
+        let (sum, out) = (&mut sum[..len], &mut scratch.out[..len]);
+        let mut others =
+            others.chunks(scratch.stride).take(self.experts.len() - 1).map(|values| &values[..len]);
+        let Some(last) = others.next_back() else {
+            if self.divisor != 1.0 {
+                combine::divide_by(level, sum, self.divisor);
+            }
+            out.copy_from_slice(sum);
+            return base.add_change(level, self.plan.lambda, out);
+        };
+        for values in others {
+            combine::add(level, values, sum);
+        }
+        base.add_changes(level, sum, last, self.divisor, self.plan.lambda, out);
     }
 
     /// The cut of expert `at` if only some of its ties are kept.
@@ -350,14 +375,9 @@ impl Job for DeltasJob<'_> {
             let (values, normalize) = ((&scratch.deltas[..], scratch.stride), self.plan.normalize);
             let out = &mut scratch.out[..len];
             combine::merge_disjoint(level, values, &self.shares, self.zero_is_plus, normalize, out);
+            chunk.values[0].add_change(level, self.plan.lambda, &mut chunk.scratch.out[..len]);
         } else {
-            self.add_up(chunk);
-            let scratch = &mut *chunk.scratch;
-            scratch.out[..len].copy_from_slice(&scratch.total[..len]);
-            if self.divisor != 1.0 {
-                combine::divide_by(level, &mut scratch.out[..len], self.divisor);
-            }
+            self.add_to_base(chunk);
         }
-        chunk.values[0].add_change(level, self.plan.lambda, &mut chunk.scratch.out[..len]);
     }
 }

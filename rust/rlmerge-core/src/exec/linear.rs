@@ -19,16 +19,17 @@ impl Job for LinearJob {
 
     fn apply(&self, chunk: &mut Chunk<'_>, _ties: &mut [Ties], squares: &mut [Lanes]) {
         let out = &mut chunk.scratch.out[..chunk.len];
+        let last = self.weights.len() - 1;
         for (at, ((values, weight), sums)) in chunk.values.iter().zip(&self.weights).zip(squares).enumerate()
         {
             if at == 0 {
-                values.weigh(chunk.level, *weight, out);
+                values.weigh(chunk.level, *weight, out, sums);
             } else {
-                values.add_weighed(chunk.level, *weight, out);
+                let divisor = if at == last { self.divisor } else { 1.0 };
+                values.add_weighed(chunk.level, *weight, divisor, out, sums);
             }
-            values.add_squares(chunk.level, sums);
         }
-        if self.divisor != 1.0 {
+        if last == 0 && self.divisor != 1.0 {
             combine::divide_by(chunk.level, out, self.divisor);
         }
     }

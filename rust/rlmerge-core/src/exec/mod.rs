@@ -109,7 +109,8 @@ fn target(plan: &MergePlan) -> Target {
         OutputForm::File => OutputKind::File,
         OutputForm::Folder => OutputKind::Folder,
     };
-    Target { path: plan.recipe.output.clone(), kind, force: plan.recipe.force }
+    let recipe = &plan.recipe;
+    Target { path: recipe.output.clone(), kind, force: recipe.force, durability: recipe.durability }
 }
 
 fn check_output(plan: &MergePlan, target: &Target) -> Result<()> {

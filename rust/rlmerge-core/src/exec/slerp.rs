@@ -66,10 +66,8 @@ impl Job for SlerpJob {
         let Some(arc) = self.arc else { return };
         let out = &mut chunk.scratch.out[..chunk.len];
         if let ([a, c, ..], [aa, cc, ..]) = (chunk.values, squares) {
-            a.weigh(chunk.level, arc.start, out);
-            c.add_weighed(chunk.level, arc.end, out);
-            a.add_squares(chunk.level, aa);
-            c.add_squares(chunk.level, cc);
+            a.weigh(chunk.level, arc.start, out, aa);
+            c.add_weighed(chunk.level, arc.end, 1.0, out, cc);
         }
     }
 }

@@ -308,10 +308,8 @@ impl<'a> Slice<'a> {
             job.apply(chunk, &mut ties, squares);
             let len = chunk.inner.len();
             let out = &mut bytes[done * size..(done + len) * size];
-            convert::encode(level, dtype, &chunk.scratch.out[chunk.inner.clone()], out);
             // Statistics are of what is stored, after rounding.
-            written.load(level, dtype, out, len, dtype == crate::dtype::DType::F64);
-            written.add_squares(level, &mut square);
+            convert::encode(level, dtype, &chunk.scratch.out[chunk.inner.clone()], out, &mut square);
             done += len;
         });
         let square = lanes::total(&square);

@@ -2,9 +2,16 @@
 
 use super::lanes::{LANES, Lanes};
 use super::level::{Level, kernel};
+use super::rng::Kept;
+
+/// A step from the base; no step leaves it as it is.
+#[inline(always)]
+fn changed(base: f64, step: f64) -> f64 {
+    if step == 0.0 { base } else { base + step }
+}
 
 macro_rules! per_width {
-    ($delta:ident, $cut:ident, $count:ident, $weigh:ident, $add_weighed:ident, $add_change:ident, $ty:ty, $bits:ty) => {
+    ($delta:ident, $cut:ident, $pick:ident, $count:ident, $weigh:ident, $add_weighed:ident, $add_changes:ident, $add_change:ident, $ty:ty, $bits:ty) => {
         kernel! {
             /// `out = factor · (expert − base)` where that delta's magnitude is at least (above, when `strict`) the
             /// threshold, else zero; the squares of all deltas join the lanes. Magnitudes are compared as bits, so
@@ -35,6 +42,36 @@ macro_rules! per_width {
             }
         }
         kernel! {
+            /// `out = factor · (expert − base)` where the element's bit is set, else zero; the squares of all deltas
+            /// join the lanes.
+            pub fn $pick(
+                expert: &[$ty], base: &[$ty], kept: &Kept, factor: f64, out: &mut [f64], lanes: &mut Lanes,
+            ) {
+                let mut sums = *lanes;
+                let ((xs, x_tail), (bs, b_tail)) = (expert.as_chunks::<LANES>(), base.as_chunks::<LANES>());
+                let rows = xs.len();
+                let bits = |row: usize| kept[row / 4] >> (LANES * (row % 4));
+                let (os, o_tail) = out.as_chunks_mut::<LANES>();
+                for (row, ((x, b), o)) in xs.iter().zip(bs).zip(os).enumerate() {
+                    let bits = bits(row);
+                    for i in 0..LANES {
+                        let wide = f64::from(x[i] - b[i]);
+                        sums[i] += wide * wide;
+                        o[i] = if bits >> i & 1 == 1 { factor * wide } else { 0.0 };
+                    }
+                }
+                if !o_tail.is_empty() {
+                    let bits = bits(rows);
+                    for (i, ((x, b), o)) in x_tail.iter().zip(b_tail).zip(o_tail).enumerate() {
+                        let wide = f64::from(x - b);
+                        sums[i] += wide * wide;
+                        *o = if bits >> i & 1 == 1 { factor * wide } else { 0.0 };
+                    }
+                }
+                *lanes = sums;
+            }
+        }
+        kernel! {
             /// Number of deltas whose magnitude is exactly the threshold.
             pub fn $count(expert: &[$ty], base: &[$ty], threshold: $bits) -> u64 {
                 const BITS: $bits = <$bits>::MAX >> 1;
@@ -54,18 +91,64 @@ macro_rules! per_width {
             }
         }
         kernel! {
-            /// `out = weight · values`.
-            pub fn $weigh(values: &[$ty], weight: f64, out: &mut [f64]) {
-                for (o, v) in out.iter_mut().zip(values) {
-                    *o = weight * f64::from(*v);
+            /// `out = weight · values`; the squares of the values join the lanes.
+            pub fn $weigh(values: &[$ty], weight: f64, out: &mut [f64], lanes: &mut Lanes) {
+                let mut sums = *lanes;
+                let ((vs, v_tail), (os, o_tail)) = (values.as_chunks::<LANES>(), out.as_chunks_mut::<LANES>());
+                for (v, o) in vs.iter().zip(os) {
+                    for i in 0..LANES {
+                        let wide = f64::from(v[i]);
+                        o[i] = weight * wide;
+                        sums[i] += wide * wide;
+                    }
                 }
+                for (i, (v, o)) in v_tail.iter().zip(o_tail).enumerate() {
+                    let wide = f64::from(*v);
+                    *o = weight * wide;
+                    sums[i] += wide * wide;
+                }
+                *lanes = sums;
             }
         }
         kernel! {
-            /// `out += weight · values`.
-            pub fn $add_weighed(values: &[$ty], weight: f64, out: &mut [f64]) {
-                for (o, v) in out.iter_mut().zip(values) {
-                    *o += weight * f64::from(*v);
+            /// `out = (out + weight · values) / divisor`; the squares of the values join the lanes.
+            pub fn $add_weighed(values: &[$ty], weight: f64, divisor: f64, out: &mut [f64], lanes: &mut Lanes) {
+                let mut sums = *lanes;
+                let ((vs, v_tail), (os, o_tail)) = (values.as_chunks::<LANES>(), out.as_chunks_mut::<LANES>());
+                let divided = divisor != 1.0;
+                for (v, o) in vs.iter().zip(os) {
+                    for i in 0..LANES {
+                        let wide = f64::from(v[i]);
+                        o[i] += weight * wide;
+                        sums[i] += wide * wide;
+                    }
+                    if divided {
+                        for o in o {
+                            *o /= divisor;
+                        }
+                    }
+                }
+                for (i, (v, o)) in v_tail.iter().zip(o_tail).enumerate() {
+                    let wide = f64::from(*v);
+                    *o = (*o + weight * wide) / divisor;
+                    sums[i] += wide * wide;
+                }
+                *lanes = sums;
+            }
+        }
+        kernel! {
+            /// `out = base + factor · (a + b) / divisor`; where nothing is added the base as it is, −0.0 included.
+            pub fn $add_changes(base: &[$ty], a: &[f64], b: &[f64], divisor: f64, factor: f64, out: &mut [f64]) {
+                let by = |(a, b): (&f64, &f64)| a + b;
+                let changes = a.iter().zip(b).map(by);
+                if divisor == 1.0 {
+                    for ((o, base), change) in out.iter_mut().zip(base).zip(changes) {
+                        *o = changed(f64::from(*base), factor * change);
+                    }
+                } else {
+                    for ((o, base), change) in out.iter_mut().zip(base).zip(changes) {
+                        *o = changed(f64::from(*base), factor * (change / divisor));
+                    }
                 }
             }
         }
@@ -73,8 +156,7 @@ macro_rules! per_width {
             /// `change = base + factor · change`; where nothing is added the base as it is, −0.0 included.
             pub fn $add_change(base: &[$ty], factor: f64, change: &mut [f64]) {
                 for (c, b) in change.iter_mut().zip(base) {
-                    let (b, step) = (f64::from(*b), factor * *c);
-                    *c = if step == 0.0 { b } else { b + step };
+                    *c = changed(f64::from(*b), factor * *c);
                 }
             }
         }
@@ -84,14 +166,27 @@ macro_rules! per_width {
 per_width!(
     delta_narrow,
     cut_narrow,
+    pick_narrow,
     count_narrow,
     weigh_narrow,
     add_weighed_narrow,
+    add_changes_narrow,
     add_change_narrow,
     f32,
     u32
 );
-per_width!(delta_wide, cut_wide, count_wide, weigh_wide, add_weighed_wide, add_change_wide, f64, u64);
+per_width!(
+    delta_wide,
+    cut_wide,
+    pick_wide,
+    count_wide,
+    weigh_wide,
+    add_weighed_wide,
+    add_changes_wide,
+    add_change_wide,
+    f64,
+    u64
+);
 
 kernel! {
     /// `values *= factor`.

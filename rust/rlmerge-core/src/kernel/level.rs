@@ -129,3 +129,24 @@ macro_rules! kernel {
     };
 }
 pub(crate) use kernel;
+
+/// Defines a function that calls one of three, at the level that comes first among its arguments: for kernels that
+/// are written once for each level.
+macro_rules! by_level {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $baseline:path, $avx2:path, $avx512:path;) => {
+        $(#[$meta])*
+        $vis fn $name(level: $crate::kernel::Level, $($arg: $ty),*) {
+            #[allow(unsafe_code, reason = "calling a function compiled for a detected instruction set")]
+            match level.isa() {
+                $crate::kernel::level::Isa::Baseline => $baseline($($arg),*),
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: a `Level` exists only for instruction sets that were detected.
+                $crate::kernel::level::Isa::Avx2 => unsafe { $avx2($($arg),*) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
+                $crate::kernel::level::Isa::Avx512 => unsafe { $avx512($($arg),*) },
+            }
+        }
+    };
+}
+pub(crate) use by_level;

@@ -10,6 +10,7 @@ pub mod convert;
 pub mod lanes;
 pub mod level;
 pub mod naive;
+pub mod philox;
 pub mod rng;
 pub mod select;
 pub mod slerp;
@@ -17,6 +18,6 @@ pub mod values;
 
 pub use level::Level;
 
-/// Elements worked on at a time. A multiple of the 16 lanes of reductions and of the 32 elements
+/// Elements worked on at a time. A multiple of the 16 lanes of reductions and of the 64 elements
 /// that the random masks make at once.
 pub const CHUNK: usize = 1024;

@@ -58,6 +58,9 @@ pub struct Selection {
     low: u64,
     shift: u32,
     bins: usize,
+    /// The key that the sample has most of in the window, as its offset there: in bf16 many deltas are the same, and
+    /// those are counted without looking up their bin.
+    favourite: Option<u64>,
     cut: Option<Cut>,
 }
 
@@ -66,7 +69,7 @@ impl Selection {
     /// `wide` says that values carry full f64 precision.
     #[must_use]
     pub fn new(rank: u64, max_bins: usize, wide: bool) -> Self {
-        let mut s = Self { rank, max_bins, wide, low: 0, shift: 0, bins: 0, cut: None };
+        let mut s = Self { rank, max_bins, wide, low: 0, shift: 0, bins: 0, favourite: None, cut: None };
         s.set_window(0, s.end_of_keys());
         s
     }
@@ -131,6 +134,7 @@ impl Selection {
         let few = steps.len() / 16;
         let step = *steps.select_nth_unstable(few).1;
         self.set_window(low, high + 1);
+        self.favourite = most_frequent(&mut keys, low, high).map(|key| key - low);
         while self.shift < step && self.bins > STEPPED_BINS {
             self.shift += 1;
             self.bins = self.bins.div_ceil(2);
@@ -139,6 +143,7 @@ impl Selection {
 
     fn set_window(&mut self, low: u64, end: u64) {
         self.low = low;
+        self.favourite = None;
         let width = end - low;
         let mut shift = 0;
         while (width - 1) >> shift >= self.max_bins as u64 {
@@ -160,18 +165,27 @@ impl Selection {
 
     /// Counts a chunk of the deltas of `expert`.
     pub fn count(&self, level: Level, expert: &Values, base: &Values, tally: &mut Tally) {
-        let (low, width) = (self.low, (self.bins as u64) << self.shift);
+        let (low, width, favourite) = (self.low, (self.bins as u64) << self.shift, self.favourite);
         tally.above += match (expert.numbers(), base.numbers()) {
             (Numbers::Narrow(x), Numbers::Narrow(b)) if self.wide => {
-                count_widened(level, x, b, low, width, self.shift, &mut tally.bins)
+                count_widened(level, x, b, low, width, self.shift, favourite, &mut tally.bins)
             }
             (Numbers::Narrow(x), Numbers::Narrow(b)) => {
                 // Keys of f32 end below 2^31, so a window that reaches further is cut there.
                 let width = width.min(self.end_of_keys() - low) as u32;
-                count_narrow(level, x, b, low as u32, width, self.shift, &mut tally.bins)
+                count_narrow(
+                    level,
+                    x,
+                    b,
+                    low as u32,
+                    width,
+                    self.shift,
+                    favourite.map(|f| f as u32),
+                    &mut tally.bins,
+                )
             }
             (Numbers::Wide(x), Numbers::Wide(b)) => {
-                count_wide(level, x, b, low, width, self.shift, &mut tally.bins)
+                count_wide(level, x, b, low, width, self.shift, favourite, &mut tally.bins)
             }
             _ => unreachable!("the models of a tensor share one width"),
         };
@@ -203,6 +217,14 @@ impl Selection {
     }
 }
 
+/// The key from `low` to `high` of which there are most, if there are several of it.
+fn most_frequent(keys: &mut Vec<u64>, low: u64, high: u64) -> Option<u64> {
+    keys.retain(|k| (low..=high).contains(k));
+    keys.sort_unstable();
+    let longest = keys.chunk_by(|a, b| a == b).max_by_key(|run| run.len())?;
+    (longest.len() > 1).then_some(longest[0])
+}
+
 /// Bins of a window in which most keys share a step.
 const STEPPED_BINS: usize = 1 << 15;
 /// Deltas looked at together.
@@ -222,8 +244,11 @@ macro_rules! counters {
     ($name:ident, $ty:ty, $bits:ty, $magnitude:expr, $width:ty) => {
         kernel! {
             /// Counts deltas by their bins in the window of `width` keys from `low`, and returns how many lie above.
-            fn $name(expert: &[$ty], base: &[$ty], low: $bits, width: $bits, shift: u32, bins: &mut [Bin]) -> u64 {
+            fn $name(expert: &[$ty], base: &[$ty], low: $bits, width: $bits, shift: u32, favourite: Option<$bits>, bins: &mut [Bin]) -> u64 {
                 let mut above = 0;
+                let mut favourites = 0;
+                // No offset in the window is as large as this.
+                let alike = favourite.unwrap_or(<$bits>::MAX);
                 let end = low + width;
                 let (rows_x, tail_x) = expert.as_chunks::<ROW>();
                 let (rows_b, tail_b) = base.as_chunks::<ROW>();
@@ -232,11 +257,12 @@ macro_rules! counters {
                     // comparisons into masks.
                     let mut offsets = [0; ROW];
                     let mut bits = [0u32; ROW];
-                    let mut beyond = 0u32;
+                    let (mut beyond, mut same) = (0u32, 0u32);
                     for i in 0..ROW {
                         let key = <$width>::from(x[i] - b[i]).to_bits() & $magnitude;
                         offsets[i] = key.wrapping_sub(low);
-                        bits[i] = if offsets[i] < width { BITS[i] } else { 0 };
+                        bits[i] = if offsets[i] < width && offsets[i] != alike { BITS[i] } else { 0 };
+                        same += u32::from(offsets[i] == alike);
                         beyond += u32::from(key >= end);
                     }
                     let mut inside = 0;
@@ -244,6 +270,7 @@ macro_rules! counters {
                         inside |= bit;
                     }
                     above += u64::from(beyond);
+                    favourites += u64::from(same);
                     // Few keys fall into the window, so most rows have nothing to count.
                     while inside != 0 {
                         let i = inside.trailing_zeros() as usize;
@@ -252,6 +279,11 @@ macro_rules! counters {
                         bin.union |= u64::from(offsets[i]);
                         inside &= inside - 1;
                     }
+                }
+                if let Some(offset) = favourite {
+                    let bin = &mut bins[(offset >> shift) as usize];
+                    bin.count += favourites;
+                    bin.union |= if favourites > 0 { u64::from(offset) } else { 0 };
                 }
                 for (x, b) in tail_x.iter().zip(tail_b) {
                     let key = <$width>::from(x - b).to_bits() & $magnitude;

@@ -1,5 +1,6 @@
 //! One model's decoded chunk: in f32, or in f64 when any model stores this tensor as `F64`.
 
+use super::rng::Kept;
 use super::{CHUNK, Level, combine, convert, lanes};
 use crate::dtype::DType;
 
@@ -97,6 +98,28 @@ impl Values {
         }
     }
 
+    /// `out = factor · (self − base)` for the elements that are kept, else zero; adds the squares of all deltas to
+    /// the lanes.
+    pub fn pick_delta(
+        &self,
+        level: Level,
+        base: &Self,
+        kept: &Kept,
+        factor: f64,
+        out: &mut [f64],
+        squares: &mut lanes::Lanes,
+    ) {
+        match (self.numbers(), base.numbers()) {
+            (Numbers::Narrow(x), Numbers::Narrow(b)) => {
+                combine::pick_narrow(level, x, b, kept, factor, out, squares);
+            }
+            (Numbers::Wide(x), Numbers::Wide(b)) => {
+                combine::pick_wide(level, x, b, kept, factor, out, squares);
+            }
+            _ => unreachable!("the models of a tensor share one width"),
+        }
+    }
+
     /// Number of deltas whose magnitude has exactly the bits `threshold`.
     #[must_use]
     pub fn count_deltas_at(&self, level: Level, base: &Self, threshold: u64) -> u64 {
@@ -110,21 +133,43 @@ impl Values {
         }
     }
 
-    /// `out = weight · self`.
-    pub fn weigh(&self, level: Level, weight: f64, out: &mut [f64]) {
-        if self.is_wide {
-            combine::weigh_wide(level, &self.wide[..self.len], weight, out);
-        } else {
-            combine::weigh_narrow(level, &self.narrow[..self.len], weight, out);
+    /// `out = weight · self`; adds the squares of all elements to the lanes.
+    pub fn weigh(&self, level: Level, weight: f64, out: &mut [f64], squares: &mut lanes::Lanes) {
+        match self.numbers() {
+            Numbers::Narrow(v) => combine::weigh_narrow(level, v, weight, out, squares),
+            Numbers::Wide(v) => combine::weigh_wide(level, v, weight, out, squares),
         }
     }
 
-    /// `out += weight · self`.
-    pub fn add_weighed(&self, level: Level, weight: f64, out: &mut [f64]) {
-        if self.is_wide {
-            combine::add_weighed_wide(level, &self.wide[..self.len], weight, out);
-        } else {
-            combine::add_weighed_narrow(level, &self.narrow[..self.len], weight, out);
+    /// `out = (out + weight · self) / divisor`; adds the squares of all elements to the lanes.
+    pub fn add_weighed(
+        &self,
+        level: Level,
+        weight: f64,
+        divisor: f64,
+        out: &mut [f64],
+        squares: &mut lanes::Lanes,
+    ) {
+        match self.numbers() {
+            Numbers::Narrow(v) => combine::add_weighed_narrow(level, v, weight, divisor, out, squares),
+            Numbers::Wide(v) => combine::add_weighed_wide(level, v, weight, divisor, out, squares),
+        }
+    }
+
+    /// `out = self + factor · (a + b) / divisor` where that adds something, else `self`, signed zeros included.
+    #[allow(clippy::too_many_arguments, reason = "one pass over the chunk does it all")]
+    pub fn add_changes(
+        &self,
+        level: Level,
+        a: &[f64],
+        b: &[f64],
+        divisor: f64,
+        factor: f64,
+        out: &mut [f64],
+    ) {
+        match self.numbers() {
+            Numbers::Narrow(v) => combine::add_changes_narrow(level, v, a, b, divisor, factor, out),
+            Numbers::Wide(v) => combine::add_changes_wide(level, v, a, b, divisor, factor, out),
         }
     }
 

@@ -41,6 +41,20 @@ pub enum Io {
     Mmap,
 }
 
+/// What an interruption of the system, such as a power cut, can do to an output that was reported as done. An
+/// interruption of the process never shows half an output, whichever it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Nothing: files, stage folder and the folder around the output are synced.
+    #[default]
+    Full,
+    /// It can take the output away again, but not leave a part of it: the folder around it is not synced.
+    File,
+    /// Anything: nothing is synced or waited for.
+    None,
+}
+
 /// One model of a recipe.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -88,6 +102,9 @@ pub struct Recipe {
     /// How tensor bytes are read.
     #[serde(default)]
     pub io: Io,
+    /// What is synced before the merge is done.
+    #[serde(default)]
+    pub durability: Durability,
     /// Whether an existing output may be replaced.
     #[serde(default)]
     pub force: bool,

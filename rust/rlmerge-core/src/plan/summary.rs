@@ -60,6 +60,7 @@ impl MergePlan {
             "dtype": recipe.dtype,
             "threads": self.threads,
             "io": recipe.io,
+            "durability": recipe.durability,
             "parameters": self.settings.global,
             "base": self.base,
             "models": models.collect::<Vec<_>>(),

@@ -4,13 +4,15 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 
 use rustix::fd::AsFd;
-use rustix::fs::{AtFlags, RenameFlags, fsync, renameat, renameat_with, statat};
+use rustix::fs::{AtFlags, RenameFlags, renameat, renameat_with, statat};
 use rustix::io::Errno;
 
 use super::replace::{self, Found};
 use super::stage::Stage;
+use super::sync;
 use super::target::{OutputKind, Place};
 use crate::error::{Error, Result};
+use crate::plan::recipe::Durability;
 
 impl Stage {
     /// Publishes the staged files: the folder, or the one file, takes the output's name by a rename.
@@ -25,10 +27,12 @@ impl Stage {
     /// synced; [`Error::Internal`] when a file was not finished.
     pub fn commit(mut self) -> Result<()> {
         let single = self.check_finished()?;
-        match fsync(&self.dir) {
-            // Some file systems sync no folders; the sync of the parent then says so.
-            Ok(()) | Err(Errno::INVAL) => {}
-            Err(e) => return Err(Error::io(&self.target.path, "fsync of the stage folder", e)),
+        if self.target.durability != Durability::None {
+            match sync::folder(&self.dir) {
+                // Some file systems sync no folders; the sync of the parent then says so.
+                Ok(()) | Err(Errno::INVAL) => {}
+                Err(e) => return Err(Error::io(&self.target.path, "fsync of the stage folder", e)),
+            }
         }
         let old = replace::find(&self.target, &self.place)?;
         let renamed = match (&old, &single) {
@@ -55,9 +59,13 @@ impl Stage {
         if single.is_some() {
             self.remove();
         }
-        self.sync_parent(&old)?;
+        match (self.target.durability, &old) {
+            // What was replaced is deleted below, so that the output must be here to stay.
+            (Durability::Full, _) | (Durability::File, Found::Folder(_)) => self.sync_parent(&old)?,
+            (Durability::File | Durability::None, _) => {}
+        }
         if let Found::Folder(old) = old {
-            // Only now, when no power cut can bring the old name back without its files.
+            // Only now: where durability counts, no power cut can bring the old name back without its files.
             replace::delete(&self.place, &self.name, &old).map_err(|e| {
                 Error::io(&self.path(), "the output is in place; deleting what it replaced", e)
             })?;
@@ -65,10 +73,10 @@ impl Stage {
         Ok(())
     }
 
-    /// The name of the only file of a file output; an error when anything is not durable yet.
+    /// The name of the only file of a file output; an error when anything is not finished yet.
     fn check_finished(&self) -> Result<Option<String>> {
         let entries = self.lock();
-        if let Some(open) = entries.iter().find(|e| !e.durability.is_durable()) {
+        if let Some(open) = entries.iter().find(|e| !e.state.is_finished()) {
             return Err(Error::Internal { message: format!("commit before `{}` was finished", open.name) });
         }
         match (self.target.kind, entries.as_slice()) {
@@ -81,7 +89,7 @@ impl Stage {
     }
 
     fn sync_parent(&self, old: &Found) -> Result<()> {
-        fsync(&self.place.dir).map_err(|e| {
+        sync::folder(&self.place.dir).map_err(|e| {
             let source = io::Error::from(e);
             let source = match old {
                 Found::Folder(_) => {

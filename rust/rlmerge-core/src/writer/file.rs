@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{FallocateFlags, fallocate, fsync, ftruncate};
+use rustix::fs::{FallocateFlags, fallocate, ftruncate};
 use rustix::io::{Errno, pwrite, retry_on_intr};
 
-use super::{space, writeback};
+use super::{space, sync, writeback};
 use crate::error::{Error, Result};
+use crate::plan::recipe::Durability;
 
 /// Bytes that the disk is waited for at once: a fraction of a second on slow disks.
 const SETTLED_AT_ONCE: u64 = 16 << 20;
@@ -22,27 +23,34 @@ pub struct StagedFile {
     path: PathBuf,
     len: u64,
     written: AtomicU64,
-    durability: Arc<Durability>,
+    durability: Durability,
+    state: Arc<State>,
 }
 
-/// How far a file has come; shared with its stage, which publishes durable files only.
+/// How far a file has come; shared with its stage, which publishes finished files only.
 #[derive(Debug, Default)]
-pub(super) struct Durability(AtomicU8);
+pub(super) struct State(AtomicU8);
 
-impl Durability {
+impl State {
     const OPEN: u8 = 0;
-    const DURABLE: u8 = 1;
+    const FINISHED: u8 = 1;
     const LOST: u8 = 2;
 
-    pub fn is_durable(&self) -> bool {
-        self.0.load(Relaxed) == Self::DURABLE
+    pub fn is_finished(&self) -> bool {
+        self.0.load(Relaxed) == Self::FINISHED
     }
 }
 
 impl StagedFile {
     /// Takes over a new, empty file and reserves its bytes, so that a full disk shows now.
-    pub(super) fn reserve(fd: OwnedFd, path: PathBuf, len: u64, durability: Arc<Durability>) -> Result<Self> {
-        let file = Self { fd, path, len, written: AtomicU64::new(0), durability };
+    pub(super) fn reserve(
+        fd: OwnedFd,
+        path: PathBuf,
+        len: u64,
+        durability: Durability,
+        state: Arc<State>,
+    ) -> Result<Self> {
+        let file = Self { fd, path, len, written: AtomicU64::new(0), durability, state };
         if len == 0 {
             return Ok(file);
         }
@@ -68,8 +76,8 @@ impl StagedFile {
         if end.is_none_or(|end| end > self.len) {
             return Err(self.bug(format!("{} bytes at {offset} end beyond {}", bytes.len(), self.len)));
         }
-        if self.durability.0.load(Relaxed) != Durability::OPEN {
-            return Err(self.bug("written after its fsync".into()));
+        if self.state.0.load(Relaxed) != State::OPEN {
+            return Err(self.bug("written after it was finished".into()));
         }
         let (mut rest, mut at) = (bytes, offset);
         while !rest.is_empty() {
@@ -86,26 +94,29 @@ impl StagedFile {
     }
 
     /// Lets the disk begin with a range that is written, while the next one is computed. Only a
-    /// hint: errors show in [`finish`](Self::finish).
+    /// hint: errors show in [`finish`](Self::finish). Without durability nobody waits for the disk, so nothing.
     pub fn start_writeback(&self, offset: u64, len: u64) {
-        writeback::start(self.fd.as_fd(), offset, len);
+        if self.durability != Durability::None {
+            writeback::start(self.fd.as_fd(), offset, len);
+        }
     }
 
     /// Waits for the disk to have the file's bytes, a part at a time, and asks `go_on` before each part: fsync
     /// alone would keep an interrupted merge waiting for seconds. [`finish`](Self::finish) is still needed.
+    /// Without durability it waits for nothing.
     ///
     /// # Errors
     /// [`Error::Cancelled`] when `go_on` says no; [`Error::Io`] when a part cannot be written, and then the
     /// file can no longer be finished.
     pub fn settle(&self, go_on: impl Fn() -> bool) -> Result<()> {
-        let mut offset = 0;
+        let mut offset = if self.durability == Durability::None { self.len } else { 0 };
         while offset < self.len {
             if !go_on() {
                 return Err(Error::Cancelled);
             }
             let part = SETTLED_AT_ONCE.min(self.len - offset);
             if let Err(errno) = writeback::settle(self.fd.as_fd(), offset, part) {
-                self.durability.0.store(Durability::LOST, Relaxed);
+                self.state.0.store(State::LOST, Relaxed);
                 return Err(self.refused("writing to the disk", 0, errno));
             }
             offset += part;
@@ -113,8 +124,8 @@ impl StagedFile {
         Ok(())
     }
 
-    /// Makes the file durable. Once it failed it fails for ever: after a failed fsync the system
-    /// may have dropped the bytes and call the next one a success.
+    /// Ends the file, and makes it durable if that was asked for. Once it failed it fails for ever: after a failed
+    /// fsync the system may have dropped the bytes and call the next one a success.
     ///
     /// # Errors
     /// [`Error::Io`] when the bytes did not reach the disk; [`Error::Internal`] when fewer were
@@ -125,14 +136,13 @@ impl StagedFile {
             return Err(self.bug(format!("only {written} of {} bytes were written", self.len)));
         }
         // Lost until proven durable, so that a second call cannot find the file open again.
-        match self.durability.0.swap(Durability::LOST, Relaxed) {
-            Durability::OPEN => {
-                fsync(&self.fd).map_err(|e| self.refused("fsync", 0, e))?;
-            }
-            Durability::DURABLE => {}
+        match self.state.0.swap(State::LOST, Relaxed) {
+            State::OPEN if self.durability == Durability::None => {}
+            State::OPEN => sync::file(&self.fd).map_err(|e| self.refused("fsync", 0, e))?,
+            State::FINISHED => {}
             _ => return Err(Error::io(&self.path, "fsync", Errno::IO)),
         }
-        self.durability.0.store(Durability::DURABLE, Relaxed);
+        self.state.0.store(State::FINISHED, Relaxed);
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, mkdirat, openat, u
 use rustix::io::{Errno, read, retry_on_intr};
 use rustix::process::getpid;
 
-use super::file::{Durability, StagedFile};
+use super::file::{StagedFile, State};
 use super::space;
 use super::target::{OutputKind, Place, Target, folder_flags};
 use crate::error::{Error, Result, escape};
@@ -33,7 +33,7 @@ pub struct Stage {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub name: String,
-    pub durability: Arc<Durability>,
+    pub state: Arc<State>,
 }
 
 impl Stage {
@@ -73,12 +73,12 @@ impl Stage {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = retry_on_intr(|| openat(&self.dir, name, flags, Mode::from_raw_mode(0o666)))
             .map_err(|e| space::refused(&path, "creating the file", len, &self.dir, e))?;
-        let durability = Arc::<Durability>::default();
-        self.lock().push(Entry { name: name.to_owned(), durability: Arc::clone(&durability) });
-        StagedFile::reserve(fd, path, len, durability)
+        let state = Arc::<State>::default();
+        self.lock().push(Entry { name: name.to_owned(), state: Arc::clone(&state) });
+        StagedFile::reserve(fd, path, len, self.target.durability, state)
     }
 
-    /// Writes a whole file and makes it durable.
+    /// Writes a whole file and finishes it.
     ///
     /// # Errors
     /// As [`file`](Self::file).
@@ -88,7 +88,7 @@ impl Stage {
         file.finish()
     }
 
-    /// Copies a regular file, and makes the copy durable; its mode comes from the umask.
+    /// Copies a regular file, and finishes the copy; its mode comes from the umask.
     ///
     /// # Errors
     /// [`Error::BadConfig`] when `from` is a pipe, a folder or the like, which are never waited

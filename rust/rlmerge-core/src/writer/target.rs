@@ -8,6 +8,7 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use crate::error::{Error, OPEN_PARENT, Result};
+use crate::plan::recipe::Durability;
 
 /// What appears at the output path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub struct Target {
     pub kind: OutputKind,
     /// Whether something of the same kind may be replaced.
     pub force: bool,
+    /// What is synced.
+    pub durability: Durability,
 }
 
 /// A file or folder that the merge reads: every model path and every shard file.
