@@ -2,7 +2,7 @@
 
     spine.py                              the 1.1 B-parameter trio in a temporary folder, five rounds, two threads
     spine.py --mergekit .venv-torch       the same, and mergekit-yaml of that environment on the same files
-    spine.py --memory                     peak memory on a model four times as large besides
+    spine.py --memory                     only peak memory, on this model and on one four times as large
     spine.py --ways none                  besides the default, without syncing only (mmap, none, tmpfs: see WAYS)
     spine.py --size tiny --rounds 1       does it work at all
     spine.py --dir /dev/shm/b --out b     inputs in memory for good, outputs on the disk of ./b
@@ -31,7 +31,7 @@ import make_trio
 import record
 from answers import Folder, check
 from measure import Measurement, floor_command, measure
-from summary import summary
+from summary import memory, summary
 
 
 @dataclass(frozen=True)
@@ -292,7 +292,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rlmerge", default=str(beside) if beside.exists() else "rlmerge", help="what to measure")
     parser.add_argument("--mergekit", type=Path, metavar="VENV", help="an environment that has mergekit 0.1.5")
     parser.add_argument("--mergekit-runs", type=int, default=1, help="runs with each of its settings")
-    parser.add_argument("--memory", action="store_true", help="peak memory on the 4b trio too (needs 43 GB of disk)")
+    parser.add_argument(
+        "--memory", action="store_true", help="only peak memory, on the 4b trio too (needs 43 GB of disk)"
+    )
     parser.add_argument("--no-record", action="store_true", help="print only")
     return parser.parse_args()
 
@@ -308,6 +310,14 @@ def main() -> None:
         out = arguments.out or root
         out.mkdir(parents=True, exist_ok=True)
         bench = Bench(trio, out, arguments.rlmerge, arguments.threads)
+        if arguments.memory:
+            say("making the 4b trio")
+            large = make_trio.make(root / "4b", "4b")
+            peaks = run_memory(bench, Bench(large, out, arguments.rlmerge, arguments.threads), methods)
+            print("\n".join(memory(peaks)))
+            if not arguments.no_record:
+                print(f"\nrecord: {record.save('spine-memory', {'threads': arguments.threads, 'memory': peaks})}")
+            return
         ways = [way for way in arguments.ways if way != "tmpfs" or fits(trio["base"])]
         merges, others = run_rounds(bench, methods, arguments.rounds, ways)
         result: dict[str, Any] = {
@@ -326,10 +336,6 @@ def main() -> None:
                 bench, chosen, merges, others.get("none", {}), arguments.mergekit, arguments.mergekit_runs
             )
         clear(bench.out)
-        if arguments.memory:
-            say("making the 4b trio")
-            large = make_trio.make(root / "4b", "4b")
-            result["memory"] = run_memory(bench, Bench(large, out, arguments.rlmerge, arguments.threads), methods)
         print(summary(result))
         if not arguments.no_record:
             print(f"\nrecord: {record.save('spine' if arguments.size == '1b' else f'spine-{arguments.size}', result)}")

@@ -20,8 +20,6 @@ def summary(result: dict[str, Any]) -> str:
         lines += ["", *ways(result["methods"], result["ways"])]
     if "mergekit" in result:
         lines += ["", *mergekit(result["mergekit"])]
-    if "memory" in result:
-        lines += ["", *memory(result["memory"])]
     return "\n".join(lines)
 
 
