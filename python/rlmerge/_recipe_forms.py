@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from rlmerge._methods import find_method
 from rlmerge.errors import RecipeError
+from rlmerge.modifiers import MATCH_SCOPES, Modifiers, parse_lines, parse_match_norm, parse_treat
 from rlmerge.recipe import (
     COMPATS,
     DURABILITIES,
@@ -62,6 +63,10 @@ class _OwnForm(_Form):
     models: list[Annotated[_OwnModel, BeforeValidator(_own_model)]] = Field(min_length=1)
     base: Text | None = None
     parameters: dict[str, Any] = {}
+    treat: Any = None
+    lines: Any = None
+    match_norm: Any = None
+    match_norm_scope: Any = None
     seed: int | None = None
     dtype: str | None = None
     compat: str | None = None
@@ -205,7 +210,20 @@ def _from_own(data: dict[str, Any], source: _Source) -> Recipe:
         strict=form.strict,
     )
     key = ""
+    modifiers = recipe.modifiers = Modifiers()
     try:
+        if form.treat is not None:
+            key = "treat"
+            modifiers.treat = parse_treat(form.treat)
+        if form.lines is not None:
+            key = "lines"
+            modifiers.lines = parse_lines(form.lines)
+        if form.match_norm is not None:
+            key = "match_norm"
+            modifiers.match_norm = parse_match_norm(form.match_norm)
+        if form.match_norm_scope is not None:
+            key = "match_norm_scope"
+            modifiers.match_norm_scope = check_choice(key, form.match_norm_scope, MATCH_SCOPES)
         if form.seed is not None:
             key = "seed"
             recipe.seed = check_integer(key, form.seed, 0, MAX_SEED)

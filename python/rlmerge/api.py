@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rlmerge import _core
 from rlmerge._methods import Method, find_method, load_methods
 from rlmerge.errors import RecipeError
+from rlmerge.modifiers import MATCH_SCOPES, Modifiers, parse_lines, parse_match_norm, parse_treat
 from rlmerge.recipe import (
     COMPATS,
     DURABILITIES,
@@ -29,7 +30,7 @@ from rlmerge.sidecars import Sidecar, collect_sidecars
 from rlmerge.sources import check_paths, choose_base, is_folder, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 __all__ = ["inspect", "merge", "method", "methods", "plan"]
 
@@ -45,6 +46,10 @@ def merge(
     output: StrPath | None = None,
     recipe: StrPath | Mapping[str, Any] | None = None,
     parameters: Mapping[str, Value] | None = None,
+    treat: Mapping[str, str] | None = None,
+    lines: Sequence[float | str] | Mapping[str, float | str] | None = None,
+    match_norm: str | int | None = None,
+    match_norm_scope: str | None = None,
     seed: int | None = None,
     dtype: str | None = None,
     compat: str | None = None,
@@ -76,6 +81,17 @@ def merge(
         parameters then come from it; the other arguments win over it.
     parameters
         The method's parameters by name, each one value or a list with one for each expert.
+    treat
+        What is done with some tensors instead of the method: a mapping from a role (``embeddings``, ``head``,
+        ``norms``, ``biases``, ``attention``, ``feed_forward``, ``routers``) or a name with ``*`` to ``"mean"`` of the
+        experts, ``"base"``, or ``"merge"``. The first that names a tensor counts.
+    lines
+        Alpha and beta: what the method adds to the base in layer l of L is scaled by alpha + beta * l / (L - 1), and
+        outside the layers by alpha (LiNeS, Wang et al. 2025). Alpha ``"auto"`` is found from the norms.
+    match_norm
+        Bring the experts' deltas to one L2 norm before the method: ``"mean"``, ``"min"``, or an expert's number from 1.
+    match_norm_scope
+        ``"model"`` (the default: one factor an expert) or ``"tensor"``.
     seed
         Seed of random methods; 0 unless given.
     dtype
@@ -134,6 +150,10 @@ def merge(
         output=output,
         recipe=recipe,
         parameters=parameters,
+        treat=treat,
+        lines=lines,
+        match_norm=match_norm,
+        match_norm_scope=match_norm_scope,
         seed=seed,
         dtype=dtype,
         compat=compat,
@@ -156,6 +176,10 @@ def plan(
     output: StrPath | None = None,
     recipe: StrPath | Mapping[str, Any] | None = None,
     parameters: Mapping[str, Value] | None = None,
+    treat: Mapping[str, str] | None = None,
+    lines: Sequence[float | str] | Mapping[str, float | str] | None = None,
+    match_norm: str | int | None = None,
+    match_norm_scope: str | None = None,
     seed: int | None = None,
     dtype: str | None = None,
     compat: str | None = None,
@@ -171,8 +195,8 @@ def plan(
 
     Parameters
     ----------
-    models, method, base, output, recipe, parameters, seed, dtype, compat, shard_size, threads, io, durability,
-    force, strict
+    models, method, base, output, recipe, parameters, treat, lines, match_norm, match_norm_scope, seed, dtype, compat,
+    shard_size, threads, io, durability, force, strict
         As for ``merge``.
     **method_parameters
         As for ``merge``.
@@ -201,6 +225,18 @@ def plan(
             raise RecipeError(msg, hint="give it as a keyword or in `parameters`")
         given = {**parameters, **given}
     wanted = _request(models, method, base, recipe, given)
+    modifiers = wanted.modifiers = wanted.modifiers or Modifiers()
+    if treat is not None:
+        modifiers.treat = parse_treat(treat)
+    if lines is not None:
+        modifiers.lines = parse_lines(lines)
+    if match_norm is not None:
+        modifiers.match_norm = parse_match_norm(match_norm)
+    if match_norm_scope is not None:
+        modifiers.match_norm_scope = check_choice("match_norm_scope", match_norm_scope, MATCH_SCOPES)
+    if modifiers.match_norm_scope is not None and modifiers.match_norm is None:
+        msg = "`match_norm_scope` without `match_norm`"
+        raise RecipeError(msg, hint="add `match_norm`: mean, min, or the number of an expert")
     if output is not None:
         wanted.output = os.fspath(output)
     if seed is not None:
@@ -305,7 +341,7 @@ def _request(
         if clash is not None:
             msg = f"both a recipe and `{clash}`: the recipe says which models are merged and how"
             raise RecipeError(
-                msg, hint="change the recipe; seed, dtype, compat, output and shard size may be given besides"
+                msg, hint="change the recipe; modifiers, seed, dtype, compat, output and shard size may be given besides"
             )
         return load_recipe(Path(recipe) if isinstance(recipe, (str, os.PathLike)) else recipe)
     if isinstance(models, (str, os.PathLike)):
@@ -338,6 +374,7 @@ def _prepare(wanted: Recipe, *, force: bool) -> Plan:
         base = resolve(wanted.base)
         written[base] = wanted.base
     notes = list(wanted.notes)
+    modifiers = wanted.modifiers or Modifiers()
     if wanted.form == "mergekit" and wanted.compat == "mergekit":
         notes.insert(0, "a recipe in mergekit's form: its defaults and rules hold (compat: mergekit)")
     if base is None and method.base == "required":
@@ -354,6 +391,7 @@ def _prepare(wanted: Recipe, *, force: bool) -> Plan:
         "models": [{"path": expert.path, "parameters": expert.parameters} for expert in experts],
         "base": base,
         "parameters": wanted.parameters,
+        "modifiers": modifiers.to_core(),
         "seed": wanted.seed or 0,
         "dtype": wanted.dtype,
         "compat": wanted.compat or "paper",
@@ -455,6 +493,8 @@ def _card(
     values = {key: value for key, value in raw["parameters"].items() if value is not None}
     if values:
         recipe["parameters"] = values
+    if wanted.modifiers is not None:
+        recipe |= wanted.modifiers.to_recipe()
     recipe["compat"] = raw["compat"]
     if method.seeded:
         recipe["seed"] = raw["seed"]

@@ -18,6 +18,8 @@ from rlmerge.errors import RecipeError, from_core
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from rlmerge.modifiers import Modifiers
+
 __all__ = [
     "COMPATS",
     "DURABILITIES",
@@ -69,6 +71,7 @@ class Recipe:
     models: list[Expert]
     base: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
+    modifiers: Modifiers | None = None
     seed: int | None = None
     dtype: str | None = None
     compat: str | None = None

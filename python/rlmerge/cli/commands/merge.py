@@ -28,6 +28,7 @@ EXAMPLES = (
     "rlmerge merge recipe.yaml -o merged --dry-run"
 )
 _METHOD = "Method"
+_MODIFIERS = "Any method"
 _RESULT = "Output"
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
@@ -87,6 +88,28 @@ def merge(
     ] = None,
     param: Annotated[
         Values, typer.Option(metavar="KEY=VALUE", help="Any parameter by name.", rich_help_panel=_METHOD)
+    ] = None,
+    treat: Annotated[
+        Values,
+        typer.Option(
+            metavar="PATTERN=WHAT",
+            help="mean, base or merge for embeddings, head, norms, ... or a name with *.",
+            rich_help_panel=_MODIFIERS,
+        ),
+    ] = None,
+    lines: Annotated[
+        str | None,
+        typer.Option(metavar="ALPHA,BETA", help="Scale deltas by depth; ALPHA may be auto.", rich_help_panel=_MODIFIERS),
+    ] = None,
+    match_norm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="mean|min|N", help="Bring experts' deltas to one norm; N: an expert.", rich_help_panel=_MODIFIERS
+        ),
+    ] = None,
+    match_norm_scope: Annotated[
+        str | None,
+        typer.Option(metavar="model|tensor", help="Where norms are matched.", rich_help_panel=_MODIFIERS),
     ] = None,
     seed: Annotated[
         str | None, typer.Option(metavar="N", help="Seed of random methods. Default: 0.", rich_help_panel=_METHOD)
@@ -153,6 +176,10 @@ def merge(
             base=base,
             output=output,
             parameters=parameters,
+            treat=_treatments(treat),
+            lines=None if lines is None else [_scalar(part.strip()) for part in lines.split(",")],
+            match_norm=match_norm,
+            match_norm_scope=match_norm_scope,
             seed=_whole(seed, "--seed"),
             dtype=dtype,
             compat=compat,
@@ -242,6 +269,32 @@ def _named(pairs: list[str], given: dict[str, Any]) -> dict[str, Any]:
     return {name: _value(values) for name, values in texts.items()}
 
 
+def _modifiers(raw: dict[str, Any]) -> list[tuple[str, str]]:
+    facts = [(f"  treat {rule['pattern']}", rule["treatment"]) for rule in raw["treat"]]
+    if raw["lines"] is not None:
+        facts.append(("  lines", f"alpha {raw['lines']['alpha']}, beta {raw['lines']['beta']:g}"))
+    if raw["match_norm"] is not None:
+        facts.append(("  match_norm", f"{raw['match_norm']} ({raw['match_norm_scope']})"))
+    return facts
+
+
+def _treatments(rules: list[str] | None) -> dict[str, str] | None:
+    if not rules:
+        return None
+    treatments: dict[str, str] = {}
+    for rule in rules:
+        # Names of tensors may hold anything; treatments have no `=`.
+        pattern, equals, what = rule.rpartition("=")
+        if not equals or not pattern:
+            msg = f"--treat {rule}: not PATTERN=WHAT"
+            raise RecipeError(msg, hint="write it as --treat embeddings=mean")
+        if pattern in treatments:
+            msg = f"--treat: `{pattern}` is given twice"
+            raise RecipeError(msg)
+        treatments[pattern] = what
+    return treatments
+
+
 def _announce(plan: Plan, out: Output) -> None:
     """Say on stderr what was chosen for the user."""
     for note in plan.notes:
@@ -290,6 +343,7 @@ def _table(plan: Plan) -> list[str]:
     facts = [
         ("method", f"{plan.method} (compat {plan.compat})"),
         *((f"  {name}", _plain(value)) for name, value in plan.parameters.items()),
+        *_modifiers(plan.raw["modifiers"]),
         ("seed", str(plan.seed)),
         ("output", f"{plan.output} ({plan.output_kind})"),
         ("dtype", plan.dtype or "as the inputs"),

@@ -5,6 +5,7 @@ mod digest;
 mod job;
 mod jobs;
 mod linear;
+mod norms;
 mod observer;
 mod pass;
 mod run;
@@ -67,7 +68,7 @@ pub fn run(
         file.write_all_at(&shard.header, 0)?;
     }
 
-    let (tensors, totals) = Run::new(plan, models, &files, observer)?.merge()?;
+    let (tensors, totals, modifiers) = Run::new(plan, models, &files, observer)?.merge()?;
     for file in &files {
         file.settle(|| !observer.is_cancelled())?;
         file.finish()?;
@@ -82,6 +83,7 @@ pub fn run(
         warnings: warnings(plan, &tensors),
         tensors,
         totals,
+        modifiers,
     };
     if plan.recipe.strict {
         refuse_non_finite(&report)?;

@@ -1,19 +1,22 @@
 //! The passes of a merge: which tensors go through them together, and what each tile meets there.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use super::job::{Job, Scope};
 use super::jobs::job;
+use super::norms::NormsJob;
 use super::observer::Observer;
 use super::pass::{TileId, TileMap, Workers};
 use super::stats::{Statistics, TileStats};
 use super::tile;
-use super::tile::{Slice, Span, Work, chunk_len};
+use super::tile::{Modified, Slice, Span, Work, chunk_len};
 use super::turnstile::Turnstile;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernel::{CHUNK, Level};
+use crate::plan::modifiers::{Alpha, MatchNorm, MatchScope, Treatment};
 use crate::plan::{Action, KEPT_BYTES, MergePlan, PlannedTensor, SELECTION_BYTES, TILE_ELEMENTS};
-use crate::report::{TensorReport, Totals};
+use crate::report::{Learnt, TensorReport, Totals};
 use crate::shard::Checkpoint;
 use crate::writer::StagedFile;
 
@@ -44,6 +47,12 @@ pub struct Run<'a> {
     map: TileMap,
     statistics: Statistics,
     bins: usize,
+    /// Factors of the experts' deltas over the whole model; empty when they stay as they are.
+    factors: Vec<f64>,
+    /// LiNeS's α.
+    alpha: f64,
+    /// While α is being found: the sums of each tile.
+    measured: Option<Mutex<Vec<(u64, [f64; 2])>>>,
 }
 
 impl<'a> Run<'a> {
@@ -69,6 +78,9 @@ impl<'a> Run<'a> {
             workers: Workers::start(threads, || Work::new(level, read, longest))?,
             map: TileMap::new(plan),
             statistics: Statistics::new(plan),
+            factors: Vec::new(),
+            alpha: 1.0,
+            measured: None,
             bins: (SELECTION_BYTES / counters).max(1024) as usize,
         };
         observer.begin(run.bytes_to_go_through(), plan.tensors.len() as u64);
@@ -80,15 +92,48 @@ impl<'a> Run<'a> {
         let of = |t: &PlannedTensor| {
             let passes = self.plan.passes(t);
             let scanned = passes.whole_model || t.tiles() > 1;
-            self.plan.source_bytes(t) * if scanned { 1 + u64::from(passes.scans) } else { 1 }
+            let once = if scanned { 1 + u64::from(passes.scans) } else { 1 };
+            let modifiers = &self.plan.recipe.modifiers;
+            let measured = modifiers.lines.is_some_and(|l| matches!(l.alpha, Alpha::Auto(_)));
+            let norms = match modifiers.match_norm_scope {
+                _ if modifiers.match_norm.is_none() || !is_merged(t) => 0,
+                MatchScope::Model => 1,
+                MatchScope::Tensor => u64::from(t.tiles() > 1),
+            };
+            self.plan.source_bytes(t) * (once * (1 + u64::from(measured)) + norms)
         };
         self.plan.tensors.iter().map(of).sum()
     }
 
     /// Merges all tensors into the files.
-    pub fn merge(self) -> Result<(Vec<TensorReport>, Totals)> {
+    pub fn merge(mut self) -> Result<(Vec<TensorReport>, Totals, Learnt)> {
         // Tensors without arithmetic come first: they may turn out to differ, and that should be said soon.
         self.compare_tensors()?;
+        let modifiers = &self.plan.recipe.modifiers;
+        if let (Some(norm), MatchScope::Model) = (modifiers.match_norm, modifiers.match_norm_scope) {
+            let all = 0..self.plan.tensors.len();
+            self.factors = norm.factors(&self.norms(all, &is_merged, "the whole model", false)?);
+        }
+        match modifiers.lines.map(|lines| lines.alpha) {
+            None => {}
+            Some(Alpha::Given(alpha)) => self.alpha = alpha,
+            Some(Alpha::Auto(_)) => {
+                self.measured = Some(Mutex::default());
+                self.all_tensors()?;
+                self.alpha = self.find_alpha()?;
+            }
+        }
+        self.all_tensors()?;
+        let learnt = Learnt {
+            norm_factors: (!self.factors.is_empty()).then(|| std::mem::take(&mut self.factors)),
+            lines_alpha: modifiers.lines.map(|_| self.alpha),
+        };
+        let (tensors, totals) = self.statistics.finish();
+        Ok((tensors, totals, learnt))
+    }
+
+    /// All tensors with arithmetic, and those that are copied.
+    fn all_tensors(&self) -> Result<()> {
         for program in 0..self.plan.programs.len() {
             if self.plan.tensors.iter().any(|t| t.program == program && self.is_whole_model(t)) {
                 self.merge_whole_model(program)?;
@@ -100,7 +145,62 @@ impl<'a> Run<'a> {
                 Batch::Scanned(tensor) => self.merge_scanned(tensor)?,
             }
         }
-        Ok(self.statistics.finish())
+        Ok(())
+    }
+
+    /// LiNeS's α out of what was measured: `‖Σ δᵢ‖₁ / (T · ‖δ‖₁)`.
+    fn find_alpha(&mut self) -> Result<f64> {
+        let measured = self.measured.take().map(|m| m.into_inner().unwrap_or_else(PoisonError::into_inner));
+        let mut tiles = measured.unwrap_or_default();
+        tiles.sort_unstable_by_key(|(ordinal, _)| *ordinal);
+        let sum = |at: usize| tiles.iter().map(|(_, sums)| sums[at]).sum::<f64>();
+        let (merged, added) = (sum(0), sum(1));
+        let alpha = added / merged / self.plan.recipe.models.len() as f64;
+        if alpha.is_finite() {
+            return Ok(alpha);
+        }
+        if merged == 0.0 && added == 0.0 {
+            // Nothing is added to the base, so that no factor changes anything.
+            return Ok(1.0);
+        }
+        Err(Error::NonFinite {
+            tensor: "the whole model".into(),
+            message:
+                "the α of `lines` has no value, because the merged delta is zero or not finite; give a number"
+                    .into(),
+        })
+    }
+
+    /// Norms of the experts' deltas over those tensors of a range that are `mine`.
+    fn norms(
+        &self,
+        tensors: Range<usize>,
+        mine: &(dyn Fn(&PlannedTensor) -> bool + Sync),
+        scope: &str,
+        keep_pages: bool,
+    ) -> Result<Vec<f64>> {
+        let mut job = NormsJob::new(self.plan.recipe.models.len());
+        self.learn(&mut job, tensors, mine, scope, keep_pages, &[])?;
+        Ok(job.into_norms())
+    }
+
+    /// Whether the norms of the experts are matched in this tensor alone.
+    fn matches_alone(&self, tensor: &PlannedTensor) -> Option<MatchNorm> {
+        let modifiers = &self.plan.recipe.modifiers;
+        let here = modifiers.match_norm_scope == MatchScope::Tensor && is_merged(tensor);
+        modifiers.match_norm.filter(|_| here)
+    }
+
+    /// What modifiers do to a tile, given the factors of the experts that hold for its tensor.
+    fn modified<'s>(&self, tensor: &PlannedTensor, factors: &'s [f64]) -> Modified<'s> {
+        if !is_merged(tensor) {
+            return Modified::NOT;
+        }
+        let change = match self.plan.recipe.modifiers.lines {
+            Some(lines) if self.measured.is_none() => self.alpha + lines.beta * tensor.depth,
+            _ => 1.0,
+        };
+        Modified { experts: factors, change }
     }
 
     /// Whether a tensor is merged with numbers that are learnt over the whole model.
@@ -113,8 +213,8 @@ impl<'a> Run<'a> {
         let mut batches = Vec::new();
         let mut start = 0;
         for (at, tensor) in self.plan.tensors.iter().enumerate() {
-            let scanned =
-                self.plan.passes(tensor).scans > 0 && tensor.tiles() > 1 && !self.is_whole_model(tensor);
+            let learns = self.plan.passes(tensor).scans > 0 || self.matches_alone(tensor).is_some();
+            let scanned = learns && tensor.tiles() > 1 && !self.is_whole_model(tensor);
             if scanned {
                 if start < at {
                     batches.push(Batch::Independent(start..at));
@@ -169,22 +269,45 @@ impl<'a> Run<'a> {
                 self.read_ahead(id, &tiles);
                 let slice = Slice::tile(self.plan, self.models, id);
                 slice.fetch(work)?;
+                let own = self.matches_alone(tensor).map(|norm| self.match_alone(work, &slice, id, norm));
+                let own = own.transpose()?;
+                let factors = own.as_deref().unwrap_or(&self.factors);
+                let slice = slice.modified(self.modified(tensor, factors));
                 let mut job = self.job(tensor);
                 if tensor.action == Action::Compute && tensor.tiles() == 1 {
-                    self.learn_alone(work, &slice, id, job.as_mut())?;
+                    self.learn_alone(work, &slice, id, job.as_mut(), factors)?;
                 }
-                let (bytes, stats) = slice.merge(work, job.as_ref(), &mut tile::alone)?;
-                self.put(&slice, id, bytes, stats)
+                self.complete(work, &slice, id, job.as_ref(), &mut tile::alone)
             },
         )?;
         Ok(())
     }
 
+    /// The factors of the experts in a tensor of one tile.
+    fn match_alone(
+        &self,
+        work: &mut Work,
+        slice: &Slice<'_>,
+        id: TileId,
+        norm: MatchNorm,
+    ) -> Result<Vec<f64>> {
+        let mut job = NormsJob::new(self.plan.recipe.models.len());
+        self.learn_alone(work, slice, id, &mut job, &[])?;
+        Ok(norm.factors(&job.into_norms()))
+    }
+
     /// All scans of a tensor of one tile, by one worker.
-    fn learn_alone(&self, work: &mut Work, slice: &Slice<'_>, id: TileId, job: &mut dyn Job) -> Result<()> {
+    fn learn_alone(
+        &self,
+        work: &mut Work,
+        slice: &Slice<'_>,
+        id: TileId,
+        job: &mut dyn Job,
+        factors: &[f64],
+    ) -> Result<()> {
         let tensor = &self.plan.tensors[id.tensor];
         if job.wants_sample() {
-            self.sample(work, job, &[id.tensor])?;
+            self.sample(work, job, &[id.tensor], factors)?;
             slice.fetch(work)?;
         }
         while job.needs_scan() {
@@ -200,8 +323,13 @@ impl<'a> Run<'a> {
         let tensor = &self.plan.tensors[at];
         let mut job = self.job(tensor);
         let keep_pages = self.plan.source_bytes(tensor) <= KEPT_BYTES;
-        self.learn(job.as_mut(), at..at + 1, &|_| true, &tensor.name, keep_pages)?;
-        self.apply(job.as_ref(), at..at + 1, &|_| true, false)
+        let own = match self.matches_alone(tensor) {
+            Some(norm) => Some(norm.factors(&self.norms(at..at + 1, &|_| true, &tensor.name, keep_pages)?)),
+            None => None,
+        };
+        let factors = own.as_deref().unwrap_or(&self.factors);
+        self.learn(job.as_mut(), at..at + 1, &|_| true, &tensor.name, keep_pages, factors)?;
+        self.apply(job.as_ref(), at..at + 1, &|_| true, false, factors)
     }
 
     /// All tensors of a program whose numbers are learnt over the whole model.
@@ -216,8 +344,8 @@ impl<'a> Run<'a> {
             bins: self.bins,
         };
         let mut job = job(&self.plan.programs[program], scope);
-        self.learn(job.as_mut(), all.clone(), &mine, scope.name(), false)?;
-        self.apply(job.as_ref(), all, &mine, true)
+        self.learn(job.as_mut(), all.clone(), &mine, scope.name(), false, &self.factors)?;
+        self.apply(job.as_ref(), all, &mine, true, &self.factors)
     }
 
     /// Scans those tensors of a range that are `mine` until the job has learnt everything.
@@ -228,10 +356,11 @@ impl<'a> Run<'a> {
         mine: &(dyn Fn(&PlannedTensor) -> bool + Sync),
         scope: &str,
         keep_pages: bool,
+        factors: &[f64],
     ) -> Result<()> {
         if job.wants_sample() {
             let sampled: Vec<usize> = tensors.clone().filter(|t| mine(&self.plan.tensors[*t])).collect();
-            self.workers.alone(|work| self.sample(work, job, &sampled))?;
+            self.workers.alone(|work| self.sample(work, job, &sampled, factors))?;
         }
         let tiles = self.map.tiles(tensors);
         while job.needs_scan() {
@@ -247,6 +376,7 @@ impl<'a> Run<'a> {
                     }
                     self.read_ahead(id, &tiles);
                     let slice = Slice::tile(self.plan, self.models, id);
+                    let slice = slice.modified(self.modified(&self.plan.tensors[id.tensor], factors));
                     slice.fetch(work)?;
                     slice.scan(work, scanning, id.ordinal, partial);
                     if !keep_pages {
@@ -272,6 +402,7 @@ impl<'a> Run<'a> {
         tensors: Range<usize>,
         mine: &(dyn Fn(&PlannedTensor) -> bool + Sync),
         read_ahead: bool,
+        factors: &[f64],
     ) -> Result<()> {
         let tiles = self.map.tiles(tensors);
         let ordered = job.ordered_ties();
@@ -291,11 +422,33 @@ impl<'a> Run<'a> {
                     self.read_ahead(id, &tiles);
                 }
                 let slice = Slice::tile(self.plan, self.models, id);
+                let slice = slice.modified(self.modified(&self.plan.tensors[id.tensor], factors));
                 slice.fetch(work)?;
-                let (bytes, stats) = slice.merge(work, job, &mut order)?;
-                self.put(&slice, id, bytes, stats)
+                self.complete(work, &slice, id, job, &mut order)
             },
         )?;
+        Ok(())
+    }
+
+    /// Computes a tile and puts it into its file; while α is being found, only measures it.
+    fn complete(
+        &self,
+        work: &mut Work,
+        slice: &Slice<'_>,
+        id: TileId,
+        job: &dyn Job,
+        order: &mut dyn FnMut(&[u64]) -> Result<Vec<u64>>,
+    ) -> Result<()> {
+        let Some(measured) = &self.measured else {
+            let (bytes, stats) = slice.merge(work, job, order)?;
+            return self.put(slice, id, bytes, stats);
+        };
+        if is_merged(slice.tensor) {
+            let sums = slice.measure(work, job, order)?;
+            measured.lock().unwrap_or_else(PoisonError::into_inner).push((id.ordinal, sums));
+        }
+        slice.release();
+        self.observer.add_bytes(slice.source_bytes());
         Ok(())
     }
 
@@ -334,8 +487,14 @@ impl<'a> Run<'a> {
         job(self.plan.program(tensor), scope)
     }
 
+    /// A part of a tensor, as modifiers change it.
+    fn sampled<'s>(&'s self, tensor: usize, first: u64, len: u64, factors: &'s [f64]) -> Slice<'s> {
+        let modified = self.modified(&self.plan.tensors[tensor], factors);
+        Slice::new(self.plan, self.models, tensor, first, len).modified(modified)
+    }
+
     /// Shows the job evenly spaced blocks of some tensors, or all of them if they are small.
-    fn sample(&self, work: &mut Work, job: &mut dyn Job, tensors: &[usize]) -> Result<()> {
+    fn sample(&self, work: &mut Work, job: &mut dyn Job, tensors: &[usize], factors: &[f64]) -> Result<()> {
         let sizes: Vec<(usize, u64)> = tensors.iter().map(|t| (*t, self.plan.tensors[*t].elements)).collect();
         let population: u64 = sizes.iter().map(|(_, n)| n).sum();
         let everything = population <= SAMPLE_BLOCKS * SAMPLE_BLOCK;
@@ -343,15 +502,14 @@ impl<'a> Run<'a> {
         let (mut before, mut next) = (0, 0);
         for (tensor, elements) in sizes {
             if everything {
-                let slice = Slice::new(self.plan, self.models, tensor, 0, elements);
+                let slice = self.sampled(tensor, 0, elements, factors);
                 slice.fetch(work)?;
                 slice.for_chunks(work, Span::Elements, |chunk, _| job.sample(chunk));
                 continue;
             }
             while next < before + elements && next < stride * SAMPLE_BLOCKS {
                 let first = (next - before) / CHUNK as u64 * CHUNK as u64;
-                let slice =
-                    Slice::new(self.plan, self.models, tensor, first, SAMPLE_BLOCK.min(elements - first));
+                let slice = self.sampled(tensor, first, SAMPLE_BLOCK.min(elements - first), factors);
                 slice.fetch(work)?;
                 slice.for_chunks(work, Span::Elements, |chunk, _| job.sample(chunk));
                 next += stride;
@@ -361,4 +519,9 @@ impl<'a> Run<'a> {
         job.end_sample(population);
         Ok(())
     }
+}
+
+/// Whether a tensor is merged by the recipe's method, and not left out of it.
+fn is_merged(tensor: &PlannedTensor) -> bool {
+    tensor.action == Action::Compute && tensor.program == Treatment::Merge as usize
 }

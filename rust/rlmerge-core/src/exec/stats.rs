@@ -88,6 +88,10 @@ fn summarise(plan: &MergePlan, tensor: &PlannedTensor, tiles: &[TileStats]) -> T
     let first_expert = usize::from(plan.base.is_some());
     let expert_norm = |model: usize| {
         let at = read.iter().position(|m| *m == model)?;
+        // Where the base takes no part, what was summed are the values and not the delta.
+        if plan.base == Some(0) && !read.contains(&0) {
+            return None;
+        }
         norm.filter(|_| tiles[0].squares.len() > at).map(|_| Norm(sum(&|t| t.squares[at]).sqrt()))
     };
     let inputs = (0..plan.models.len()).map(|model| {

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::kernel::lanes::{self, Lanes};
 use crate::kernel::level::prefetch;
 use crate::kernel::values::Values;
-use crate::kernel::{CHUNK, Level, convert};
+use crate::kernel::{CHUNK, Level, combine, convert};
 use crate::plan::recipe::Io;
 use crate::plan::{Action, MergePlan, PlannedTensor, TILE_BYTES, TILE_ELEMENTS};
 use crate::shard::{Checkpoint, Shard};
@@ -57,6 +57,21 @@ pub struct Slice<'a> {
     from: u64,
     /// Where the last one ends.
     to: u64,
+    modified: Modified<'a>,
+}
+
+/// What modifiers do to a slice.
+#[derive(Debug, Clone, Copy)]
+pub struct Modified<'a> {
+    /// Factor of each expert's delta, in the program's order; empty when they stay as they are.
+    pub experts: &'a [f64],
+    /// Factor of what is added to the base.
+    pub change: f64,
+}
+
+impl Modified<'_> {
+    /// Nothing.
+    pub const NOT: Self = Self { experts: &[], change: 1.0 };
 }
 
 /// Which elements of a slice are gone through.
@@ -89,7 +104,7 @@ impl<'a> Slice<'a> {
                 (first / group * group, ((first + len).div_ceil(group) * group).min(tensor.elements))
             }
         };
-        Self { tensor, models, io: plan.recipe.io, first, len, group, from, to }
+        Self { tensor, models, io: plan.recipe.io, first, len, group, from, to, modified: Modified::NOT }
     }
 
     /// The elements of a tile; for tensors that are compared, its bytes.
@@ -101,6 +116,11 @@ impl<'a> Slice<'a> {
         };
         let first = tile.index * unit;
         Self::new(plan, models, tile.tensor, first, unit.min(total - first))
+    }
+
+    /// The same under modifiers.
+    pub fn modified(self, modified: Modified<'a>) -> Self {
+        Self { modified, ..self }
     }
 
     /// Bytes of an element in model `at` (in the program's order).
@@ -230,6 +250,11 @@ impl<'a> Slice<'a> {
             }
             values.load(work.level, dtype, &bytes[begin..begin + len * size], len, self.tensor.wide);
         }
+        if let [base, experts @ ..] = &mut work.values[..] {
+            for (expert, factor) in experts.iter_mut().zip(self.modified.experts) {
+                expert.scale_delta(work.level, base, *factor);
+            }
+        }
     }
 
     /// Whether all groups that reach into the tile have the same bytes in all models, in the dtype of the output.
@@ -258,18 +283,27 @@ impl<'a> Slice<'a> {
         'a: 'w,
     {
         // Ties are counted for copied tiles too: later tiles must know of them.
-        let ties = match job.ordered_ties() {
-            0 => Vec::new(),
-            width => {
-                let mut counts = vec![0; width];
-                self.for_chunks(work, Span::Elements, |chunk, _| job.count_ties(chunk, &mut counts));
-                job.share_ties(&order(&counts)?, &counts)
-            }
-        };
+        let ties = self.share_ties(work, job, order)?;
         if self.tensor.action == Action::Copy || (job.keeps_common_values() && self.is_common(&work.inputs)) {
             return Ok(self.copy(work));
         }
         Ok(self.compute(work, job, ties))
+    }
+
+    /// The tile's part of the ties of a selection.
+    fn share_ties(
+        &self,
+        work: &mut Work,
+        job: &dyn Job,
+        order: &mut dyn FnMut(&[u64]) -> Result<Vec<u64>>,
+    ) -> Result<Vec<Ties>> {
+        let width = job.ordered_ties();
+        if width == 0 {
+            return Ok(Vec::new());
+        }
+        let mut counts = vec![0; width];
+        self.for_chunks(work, Span::Elements, |chunk, _| job.count_ties(chunk, &mut counts));
+        Ok(job.share_ties(&order(&counts)?, &counts))
     }
 
     fn copy<'w>(&self, work: &'w mut Work) -> (&'w [u8], TileStats)
@@ -306,6 +340,7 @@ impl<'a> Slice<'a> {
         let mut done = 0;
         self.for_chunks(work, Span::Touching, |chunk, squares| {
             job.apply(chunk, &mut ties, squares);
+            self.scale_change(chunk);
             let len = chunk.inner.len();
             let out = &mut bytes[done * size..(done + len) * size];
             // Statistics are of what is stored, after rounding.
@@ -336,6 +371,44 @@ impl<'a> Slice<'a> {
         }
         (work.bytes, work.written) = (bytes, written);
         (&work.bytes, stats)
+    }
+
+    /// Scales by depth what the method added to the base.
+    fn scale_change(&self, chunk: &mut Chunk<'_>) {
+        if self.modified.change != 1.0 {
+            chunk.values[0].scale_change(
+                chunk.level,
+                self.modified.change,
+                &mut chunk.scratch.out[..chunk.len],
+            );
+        }
+    }
+
+    /// Sums over the slice of the magnitudes of what the method adds to the base, and of the sum of the deltas:
+    /// the two norms that LiNeS makes its α from.
+    pub fn measure(
+        &self,
+        work: &mut Work,
+        job: &dyn Job,
+        order: &mut dyn FnMut(&[u64]) -> Result<Vec<u64>>,
+    ) -> Result<[f64; 2]> {
+        let mut ties = self.share_ties(work, job, order)?;
+        let mut sums = [Lanes::default(); 2];
+        let experts = self.models.len() - 1;
+        self.for_chunks(work, Span::Touching, |chunk, squares| {
+            job.apply(chunk, &mut ties, squares);
+            let (level, len, inner) = (chunk.level, chunk.len, chunk.inner.clone());
+            let (base, scratch) = (&chunk.values[0], &mut *chunk.scratch);
+            base.subtract_from(level, &mut scratch.out[..len]);
+            lanes::add_magnitudes(level, &scratch.out[inner.clone()], &mut sums[0]);
+            scratch.total[..len].fill(0.0);
+            for expert in &chunk.values[1..=experts] {
+                expert.delta(level, base, &mut scratch.out[..len]);
+                combine::add(level, &scratch.out[..len], &mut scratch.total[..len]);
+            }
+            lanes::add_magnitudes(level, &scratch.total[inner], &mut sums[1]);
+        });
+        Ok(sums.map(|lanes| lanes::total(&lanes)))
     }
 
     /// Number of non-finite values of model `at` and the tensor's index of the first.

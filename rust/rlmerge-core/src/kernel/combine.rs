@@ -188,6 +188,32 @@ per_width!(
     u64
 );
 
+macro_rules! differences {
+    ($scale:ident, $subtract:ident, $ty:ty) => {
+        kernel! {
+            /// `values = base + factor · (values − base)`; where they are equal nothing changes.
+            pub fn $scale(base: &[$ty], factor: f64, values: &mut [f64]) {
+                for (v, b) in values.iter_mut().zip(base) {
+                    let b = f64::from(*b);
+                    let step = *v - b;
+                    *v = if step == 0.0 { *v } else { b + factor * step };
+                }
+            }
+        }
+        kernel! {
+            /// `values −= base`.
+            pub fn $subtract(base: &[$ty], values: &mut [f64]) {
+                for (v, b) in values.iter_mut().zip(base) {
+                    *v -= f64::from(*b);
+                }
+            }
+        }
+    };
+}
+
+differences!(scale_difference_narrow, subtract_narrow, f32);
+differences!(scale_difference, subtract_wide, f64);
+
 kernel! {
     /// `values *= factor`.
     pub fn scale(values: &mut [f64], factor: f64) {

@@ -182,6 +182,31 @@ impl Values {
         }
     }
 
+    /// Multiplies the difference to `base` by a factor; where they are equal nothing changes. In f64, since rounding
+    /// to f32 would lose most of a small difference.
+    pub fn scale_delta(&mut self, level: Level, base: &Self, factor: f64) {
+        debug_assert!(self.is_wide && base.is_wide, "norms are matched in f64");
+        if factor != 1.0 {
+            combine::scale_difference(level, &base.wide[..self.len], factor, &mut self.wide[..self.len]);
+        }
+    }
+
+    /// `out = self + factor · (out − self)`; where they are equal nothing changes.
+    pub fn scale_change(&self, level: Level, factor: f64, out: &mut [f64]) {
+        match self.numbers() {
+            Numbers::Narrow(base) => combine::scale_difference_narrow(level, base, factor, out),
+            Numbers::Wide(base) => combine::scale_difference(level, base, factor, out),
+        }
+    }
+
+    /// `out −= self`.
+    pub fn subtract_from(&self, level: Level, out: &mut [f64]) {
+        match self.numbers() {
+            Numbers::Narrow(base) => combine::subtract_narrow(level, base, out),
+            Numbers::Wide(base) => combine::subtract_wide(level, base, out),
+        }
+    }
+
     /// Adds the squares of all elements to the lanes.
     pub fn add_squares(&self, level: Level, lanes: &mut lanes::Lanes) {
         if self.is_wide {

@@ -5,6 +5,7 @@ mod alignment;
 pub mod family;
 pub mod layout;
 pub mod method;
+pub mod modifiers;
 pub mod recipe;
 pub mod role;
 mod summary;
@@ -14,8 +15,9 @@ use std::path::PathBuf;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::shard::{Checkpoint, ConfigFacts, FileIdentity, Kind, quantised};
-use family::{Passes, Program, Setup};
+use family::{Passes, Program, Setup, linear};
 use layout::{Item, Layout};
+use modifiers::{Alpha, MatchScope, Treatment};
 use recipe::{OutputForm, Recipe, Settings};
 
 /// Elements in a tile of a tensor with arithmetic: the unit of work, of reductions and of checksums.
@@ -81,6 +83,8 @@ pub struct PlannedTensor {
     pub action: Action,
     /// Index of its program.
     pub program: usize,
+    /// Position between the first layer (0) and the last (1).
+    pub depth: f64,
     /// The tensor as a matrix, if it is one.
     pub matrix: Option<role::Matrix>,
     /// Whether the arithmetic is f64 because some model stores `F64`.
@@ -177,7 +181,14 @@ impl MergePlan {
         if let Some(error) = models.iter().find_map(quantised) {
             return Err(error);
         }
-        let plan = Self::new(recipe, settings, vec![program], dtype, &models)?;
+        let experts = recipe.models.len();
+        // In the order of `modifiers::Treatment`.
+        let programs = vec![
+            program,
+            linear::weighted_sum(models.len() - experts, &vec![1.0; experts], experts as f64),
+            Program::copy(0),
+        ];
+        let plan = Self::new(recipe, settings, programs, dtype, &models)?;
         Ok((plan, models))
     }
 
@@ -193,12 +204,20 @@ impl MergePlan {
         let refs: Vec<&Checkpoint> = models.iter().collect();
         let aligned = alignment::align(&refs, 0)?;
 
+        let names: Vec<&str> = aligned.tensors.iter().map(|t| t.name).collect();
+        let idle: Vec<String> = recipe
+            .modifiers
+            .idle(&names)
+            .map(|pattern| format!("`treat` names no tensor with `{}`", crate::error::escape(pattern)))
+            .collect();
+        let depths = modifiers::depths(&names);
+
         let mut tensors = Vec::with_capacity(aligned.tensors.len());
-        for tensor in &aligned.tensors {
+        for (tensor, depth) in aligned.tensors.iter().zip(depths) {
             let reference = tensor.sources[0];
             let has_arithmetic = reference.dtype.has_arithmetic();
             let dtype = if has_arithmetic { dtype.unwrap_or(reference.dtype) } else { reference.dtype };
-            let program = 0;
+            let program = recipe.modifiers.treatment(tensor.name) as usize;
             let read = programs[program].family().models();
             let action = match &programs[program] {
                 _ if !has_arithmetic => Action::Compare,
@@ -219,8 +238,11 @@ impl MergePlan {
                 bytes,
                 action,
                 program,
+                depth,
                 matrix: role::matrix(tensor.name, &reference.shape, model_type),
-                wide: read.iter().any(|m| tensor.sources[*m].dtype == DType::F64),
+                // Small deltas that are scaled need more than f32, beside a base.
+                wide: program == Treatment::Merge as usize && recipe.modifiers.match_norm.is_some()
+                    || read.iter().any(|m| tensor.sources[*m].dtype == DType::F64),
                 sources: tensor
                     .sources
                     .iter()
@@ -251,6 +273,7 @@ impl MergePlan {
         let mut notes = settings.notes.clone();
         notes.extend(aligned.notes);
         let mut warnings: Vec<String> = models.iter().flat_map(|m| m.warnings().iter().cloned()).collect();
+        warnings.extend(idle);
         if dtype.is_none() {
             warnings.extend(lossy_dtypes(&tensors, &programs));
         }
@@ -326,7 +349,14 @@ impl MergePlan {
     /// How often a tensor is read from its files.
     fn reads_of(&self, tensor: &PlannedTensor) -> u32 {
         let passes = self.passes(tensor);
-        if passes.whole_model { 1 + passes.scans } else { 1 }
+        let method = if passes.whole_model { 1 + passes.scans } else { 1 };
+        if tensor.action != Action::Compute || tensor.program != Treatment::Merge as usize {
+            return method;
+        }
+        let modifiers = &self.recipe.modifiers;
+        let norms = modifiers.match_norm.is_some() && modifiers.match_norm_scope == MatchScope::Model;
+        let measured = modifiers.lines.is_some_and(|l| matches!(l.alpha, Alpha::Auto(_)));
+        method * if measured { 2 } else { 1 } + u32::from(norms)
     }
 
     /// Bytes read from the inputs.

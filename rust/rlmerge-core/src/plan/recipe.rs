@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::method::{BaseUse, Default, Kind, Method, Parameter, methods, nearest};
+use super::modifiers::Modifiers;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 
@@ -80,6 +81,9 @@ pub struct Recipe {
     /// Parameters for all models: one value, or a list with one for each expert.
     #[serde(default)]
     pub parameters: BTreeMap<String, Value>,
+    /// What is asked of any method.
+    #[serde(default)]
+    pub modifiers: Modifiers,
     /// Seed of random masks.
     #[serde(default)]
     pub seed: u64,
@@ -222,6 +226,9 @@ impl Settings {
             }
         }
         settings.fill_defaults()?;
+        let has_base = recipe.base.is_some();
+        let merges_deltas = has_base && matches!(method.base, BaseUse::Required | BaseUse::Optional);
+        recipe.modifiers.check(method.name, merges_deltas, has_base, recipe.models.len())?;
         Ok(settings)
     }
 

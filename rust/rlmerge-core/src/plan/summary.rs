@@ -62,6 +62,7 @@ impl MergePlan {
             "io": recipe.io,
             "durability": recipe.durability,
             "parameters": self.settings.global,
+            "modifiers": recipe.modifiers,
             "base": self.base,
             "models": models.collect::<Vec<_>>(),
             "config_donor": donor.unwrap_or(0),

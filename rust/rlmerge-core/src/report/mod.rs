@@ -50,6 +50,17 @@ pub struct TensorReport {
     pub non_finite: NonFiniteCounts,
 }
 
+/// What modifiers learnt over the whole model.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Learnt {
+    /// What each expert's delta was multiplied by (`match_norm` over the model).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub norm_factors: Option<Vec<f64>>,
+    /// The α of `lines`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lines_alpha: Option<f64>,
+}
+
 /// Sums over all tensors.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Totals {
@@ -80,6 +91,8 @@ pub struct Report {
     pub tensors: Vec<TensorReport>,
     /// Their sums.
     pub totals: Totals,
+    /// What was learnt over the whole model for modifiers.
+    pub modifiers: Learnt,
     /// What looks wrong.
     pub warnings: Vec<String>,
 }

@@ -1,0 +1,177 @@
+"""Every method of the table on the generated trio, with its defaults: time against a floor of its own and against
+`linear` in the same run, peak memory, and mergekit's time for the methods that it has.
+
+    all_methods.py                             three rounds of the 1.1 B-parameter trio
+    all_methods.py --mergekit .venv-torch      and mergekit's, once a method, with its faster settings
+    all_methods.py --methods della karcher     only these (and linear)
+    all_methods.py --size tiny --rounds 1      does it work at all
+
+The floor, the order of runs and what counts as warm are those of `spine.py`. Answers are checked against the NumPy f64
+oracle on whole tensors, for methods whose result in a tensor depends on nothing outside it; for the others every round
+must write the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import make_trio
+import record
+from answers import check
+from measure import Measurement
+from spine import METHODS as SPINE
+from spine import Bench, Method, clear, say
+from summary import RSS_LIMIT_MB, verdict
+
+#: Wall time in floors, where it is not what the number of reads says.
+LIMITS = {"della": 3.0, "della_linear": 3.0, "resmerge": 3.0, **{m.name: m.limit for m in SPINE}}
+ONE_READ, TWO_READS = 1.5, 2.0
+#: What a method cannot do without on this trio.
+PARAMETERS: dict[str, dict[str, float]] = {m.name: m.parameters for m in SPINE} | {"slerp": {"t": 0.5}}
+#: Names that mergekit spells in another way.
+MERGEKIT_NAMES = {"dare": "dare_linear"}
+#: Statistics that the user brings cannot be made from weights alone.
+NEED_STATISTICS = ("fisher", "regmean")
+
+
+def listed(rlmerge: str) -> list[dict[str, Any]]:
+    done = subprocess.run([rlmerge, "methods", "--json"], capture_output=True, text=True, check=True)
+    rows: list[dict[str, Any]] = json.loads(done.stdout)
+    return rows
+
+
+def mergekit_names(venv: Path) -> set[str]:
+    code = "from mergekit.merge_methods.registry import registered_methods as r; print(*(m.spec.name for m in r()))"
+    done = subprocess.run([venv / "bin" / "python", "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def as_method(row: dict[str, Any]) -> Method:
+    name = row["name"]
+    based = row["base"] in ("required", "optional") and name not in ("nuslerp", "multislerp")
+    experts = ("expert-1", "expert-2")
+    if row["max_experts"] == 1:
+        experts = experts[:1]
+    if name == "linear":
+        experts = make_trio.MODELS
+    limit = LIMITS.get(name, ONE_READ if row["reads"] == 1 else TWO_READS)
+    return Method(name, limit, None, experts, "base" if based else None, PARAMETERS.get(name, {}))
+
+
+def main() -> None:
+    arguments = parse()
+    rows = [row for row in listed(arguments.rlmerge) if row["name"] not in NEED_STATISTICS]
+    left_out = [name for name in NEED_STATISTICS if not arguments.methods]
+    chosen = [r for r in rows if not arguments.methods or r["name"] in (*arguments.methods, "linear")]
+    local = {row["name"] for row in chosen if row["reads"] == 1}
+    methods = [as_method(row) for row in chosen]
+    with tempfile.TemporaryDirectory(prefix="rlmerge-bench-") as scratch:
+        root = arguments.dir or Path(scratch)
+        trio = make_trio.make(root / arguments.size, arguments.size)
+        out = arguments.out or root
+        out.mkdir(parents=True, exist_ok=True)
+        bench = Bench(trio, out, arguments.rlmerge, arguments.threads)
+        results = run_rounds(bench, methods, arguments.rounds, local)
+        if arguments.mergekit:
+            known = mergekit_names(arguments.mergekit)
+            for method in methods:
+                name = MERGEKIT_NAMES.get(method.name, method.name)
+                if name in known:
+                    run = bench.mergekit(method, arguments.mergekit, ["--async-write", "--out-shard-size", "500M"])
+                    say(f"mergekit {name}: {run.wall_s:.1f} s")
+                    results[method.name]["mergekit"] = asdict(run)
+        clear(bench.out)
+        result = {
+            "size": arguments.size,
+            "parameters": make_trio.SIZES[arguments.size].parameters(),
+            "threads": arguments.threads,
+            "rounds": arguments.rounds,
+            "left_out": {name: "needs statistics that weights alone do not give" for name in left_out},
+            "methods": results,
+        }
+        print(table(results))
+        if not arguments.no_record:
+            suffix = "" if arguments.size == "1b" else f"-{arguments.size}"
+            print(f"\nrecord: {record.save(f'all-methods{suffix}', result)}")
+
+
+def run_rounds(bench: Bench, methods: list[Method], rounds: int, local: set[str]) -> dict[str, dict[str, Any]]:
+    floors: dict[str, list[Measurement]] = {m.name: [] for m in methods}
+    merges: dict[str, list[Measurement]] = {m.name: [] for m in methods}
+    manifests: dict[str, bytes] = {}
+    checked: dict[str, int] = {}
+    for number in range(1, rounds + 1):
+        for method in methods:
+            name = method.name
+            floors[name].append(bench.floor(method.inputs(bench.trio)))
+            merges[name].append(bench.merge(method))
+            say(f"round {number} {name}: {merges[name][-1].wall_s:.2f} s, floor {floors[name][-1].wall_s:.2f} s")
+            manifest = (bench.out / "rlmerge.json").read_bytes()
+            if manifests.setdefault(name, manifest) != manifest:
+                raise SystemExit(f"{name}: round {number} wrote other bytes than round 1")
+            if name in local and name not in checked:
+                checked[name] = bench.answer(method)
+    linear = statistics.median(m.wall_s for m in merges["linear"])
+    results = {}
+    for method in methods:
+        name = method.name
+        wall = statistics.median(m.wall_s for m in merges[name])
+        floor = statistics.median(m.wall_s for m in floors[name])
+        results[name] = {
+            "inputs": len(method.inputs(bench.trio)),
+            "wall_s": round(wall, 3),
+            "cpu_s": round(statistics.median(m.cpu_s for m in merges[name]), 3),
+            "peak_rss_mb": max(m.peak_rss_mb for m in merges[name]),
+            "floor_s": round(floor, 3),
+            "ratio": round(wall / floor, 3),
+            "limit": method.limit,
+            "times_linear": round(wall / linear, 2),
+            "elements_checked": checked.get(name),
+            "runs": [asdict(m) for m in merges[name]],
+            "floor_runs": [asdict(m) for m in floors[name]],
+        }
+    return results
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        "| method | wall s | floor s | ratio | limit | | CPU s | × linear | peak MB | | mergekit s | × ours |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, r in results.items():
+        theirs = r.get("mergekit")
+        beside = f"{theirs['wall_s']:.1f} | {theirs['wall_s'] / r['wall_s']:.1f}" if theirs else "| "
+        lines.append(
+            f"| `{name}` | {r['wall_s']:.2f} | {r['floor_s']:.2f} | {r['ratio']:.2f} | {r['limit']:.1f} | "
+            f"{verdict(r['ratio'] <= r['limit'])} | {r['cpu_s']:.1f} | {r['times_linear']:.2f} | {r['peak_rss_mb']:.0f} | "
+            f"{verdict(r['peak_rss_mb'] <= RSS_LIMIT_MB)} | {beside} |"
+        )
+    return "\n".join(lines)
+
+
+def parse() -> argparse.Namespace:
+    beside = Path(sys.executable).with_name("rlmerge")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dir", type=Path, help="keep the models here (default: a temporary folder)")
+    parser.add_argument("--out", type=Path, help="write the outputs here (default: beside the models)")
+    parser.add_argument("--size", choices=make_trio.SIZES, default="1b")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="only these, and linear")
+    parser.add_argument("--rlmerge", default=str(beside) if beside.exists() else shutil.which("rlmerge") or "rlmerge")
+    parser.add_argument("--mergekit", type=Path, metavar="VENV", help="an environment that has mergekit 0.1.5")
+    parser.add_argument("--no-record", action="store_true", help="print only")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
