@@ -110,6 +110,10 @@ stubs: setup ## Generate python/rlmerge/_core.pyi anew
 docs: setup ## Write the table of methods into README.md and docs/
 	$(BIN)/python scripts/write_method_tables.py
 
+.PHONY: follow-docs
+follow-docs: setup ## Do what docs/add-a-method.md says in a copy, build it, test the new method
+	$(BIN)/python scripts/follow_add_a_method.py
+
 .PHONY: lint
 lint: setup ## Check formats, lints, types and stubs
 	$(CARGO) fmt --all --check

@@ -22,6 +22,7 @@ BLOCK = re.compile(r"^```(\w+) file=(\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL
 
 
 def main() -> None:
+    """Follow the page, build, and try the method."""
     with tempfile.TemporaryDirectory(prefix="rlmerge-follow-") as folder:
         copy = Path(folder) / "rlmerge"
         copy_sources(copy)
@@ -30,22 +31,23 @@ def main() -> None:
             if kind == "edit":
                 edit(path, text)
             elif path.exists():
-                raise SystemExit(f"{name} is to be a new file, and is there already")
+                sys.exit(f"{name} is to be a new file, and is there already")
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text)
         build(copy)
         tell = run(copy, sys.executable, "-m", "rlmerge", "methods", "median")
         if "middle value" not in tell:
-            raise SystemExit(f"`rlmerge methods median` says\n{tell}")
+            sys.exit(f"`rlmerge methods median` says\n{tell}")
         run(copy, sys.executable, "scripts/write_method_tables.py")
         if "| `median` |" not in (copy / "README.md").read_text():
-            raise SystemExit("README's table does not hold the method")
+            sys.exit("README's table does not hold the method")
         run(copy, sys.executable, "-m", "pytest", "-q", "tests/property/test_median.py", "tests/docs/test_methods.py")
     print("the page was followed: the method is built, listed, documented and right")
 
 
 def copy_sources(copy: Path) -> None:
+    """Copy what git would take."""
     names = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=ROOT, check=True, capture_output=True, text=True,
@@ -64,12 +66,13 @@ def edit(path: Path, text: str) -> None:
         anchor, *new = part.rstrip("\n").split("\n")
         at = next((at for at, line in enumerate(lines) if anchor in line), None)
         if at is None:
-            raise SystemExit(f"{path.name} has no line with {anchor!r}")
+            sys.exit(f"{path.name} has no line with {anchor!r}")
         lines[at + 1 : at + 1] = new
     path.write_text("\n".join(lines) + "\n")
 
 
 def build(copy: Path) -> None:
+    """Build the extension module into the copy."""
     target = os.environ.get("CARGO_TARGET_DIR", str(ROOT / "target"))
     command = ["cargo", "build", "--release", "--locked", "--package", "rlmerge-py", "--target-dir", target]
     environment = {**os.environ, "PYO3_PYTHON": sys.executable}
@@ -79,10 +82,11 @@ def build(copy: Path) -> None:
 
 
 def run(copy: Path, *command: str) -> str:
+    """Run a command with the copy's package, and return what it prints."""
     environment = {**os.environ, "PYTHONPATH": str(copy / "python")}
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+        sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
     return done.stdout
 
 

@@ -22,15 +22,16 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import make_trio
 import record
-from answers import check
-from measure import Measurement
 from spine import METHODS as SPINE
 from spine import Bench, Method, clear, say
 from summary import RSS_LIMIT_MB, verdict
+
+if TYPE_CHECKING:
+    from measure import Measurement
 
 #: Wall time in floors, where it is not what the number of reads says.
 LIMITS = {"della": 3.0, "della_linear": 3.0, "resmerge": 3.0, **{m.name: m.limit for m in SPINE}}
@@ -152,8 +153,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         beside = f"{theirs['wall_s']:.1f} | {theirs['wall_s'] / r['wall_s']:.1f}" if theirs else "| "
         lines.append(
             f"| `{name}` | {r['wall_s']:.2f} | {r['floor_s']:.2f} | {r['ratio']:.2f} | {r['limit']:.1f} | "
-            f"{verdict(r['ratio'] <= r['limit'])} | {r['cpu_s']:.1f} | {r['times_linear']:.2f} | {r['peak_rss_mb']:.0f} | "
-            f"{verdict(r['peak_rss_mb'] <= RSS_LIMIT_MB)} | {beside} |"
+            f"{verdict(r['ratio'] <= r['limit'])} | {r['cpu_s']:.1f} | {r['times_linear']:.2f} | "
+            f"{r['peak_rss_mb']:.0f} | {verdict(r['peak_rss_mb'] <= RSS_LIMIT_MB)} | {beside} |"
         )
     return "\n".join(lines)
 

@@ -341,7 +341,8 @@ def _request(
         if clash is not None:
             msg = f"both a recipe and `{clash}`: the recipe says which models are merged and how"
             raise RecipeError(
-                msg, hint="change the recipe; modifiers, seed, dtype, compat, output and shard size may be given besides"
+                msg,
+                hint="change the recipe; modifiers, seed, dtype, compat, output and shard size may be given besides",
             )
         return load_recipe(Path(recipe) if isinstance(recipe, (str, os.PathLike)) else recipe)
     if isinstance(models, (str, os.PathLike)):

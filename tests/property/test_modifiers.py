@@ -46,7 +46,7 @@ def check(method, dtype, parameters=None, **given):
     return base, experts, got
 
 
-@pytest.mark.parametrize("dtype", ["F32", "BF16", "F64"])
+@pytest.mark.parametrize("dtype", ["BF16", "F64"])
 @pytest.mark.parametrize(
     "given",
     [
@@ -107,7 +107,16 @@ def test_identities():
 def test_bytes_do_not_depend_on_threads_or_shards(method, given):
     base, experts = models("BF16")
     runs = [
-        merging.merge(method, experts, base, threads=threads, shards=shards, io=io, parameters={"scope": "model"} if method == "ties" else {}, **given)
+        merging.merge(
+            method,
+            experts,
+            base,
+            threads=threads,
+            shards=shards,
+            io=io,
+            parameters={"scope": "model"} if method == "ties" else {},
+            **given,
+        )
         for threads, shards, io in ((1, None, "pread"), (2, 1, "mmap"), (7, 3, "pread"))
     ]
     assert len({merging.digest(run) for run in runs}) == 1
@@ -137,7 +146,9 @@ def test_the_report_says_what_was_learnt(tmp_path):
 def test_a_rule_without_a_tensor_is_said():
     base, experts = models("F32")
     with merging.written(experts, base) as (paths, base_path, root):
-        plan = rlmerge.plan(paths, method="ties", base=base_path, output=root / "m.safetensors", treat={"*.nose": "base"})
+        plan = rlmerge.plan(
+            paths, method="ties", base=base_path, output=root / "m.safetensors", treat={"*.nose": "base"}
+        )
     assert any("*.nose" in warning for warning in plan.warnings)
 
 

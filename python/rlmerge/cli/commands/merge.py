@@ -99,7 +99,9 @@ def merge(
     ] = None,
     lines: Annotated[
         str | None,
-        typer.Option(metavar="ALPHA,BETA", help="Scale deltas by depth; ALPHA may be auto.", rich_help_panel=_MODIFIERS),
+        typer.Option(
+            metavar="ALPHA,BETA", help="Scale deltas by depth; ALPHA may be auto.", rich_help_panel=_MODIFIERS
+        ),
     ] = None,
     match_norm: Annotated[
         str | None,

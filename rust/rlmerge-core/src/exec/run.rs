@@ -37,6 +37,30 @@ enum Batch {
     Scanned(usize),
 }
 
+/// What the experts' deltas are multiplied by.
+#[derive(Clone, Copy)]
+enum Factors<'s> {
+    /// The same in all tensors; empty when they stay as they are.
+    Same(&'s [f64]),
+    /// For each tensor of the plan.
+    Each(&'s [Vec<f64>]),
+}
+
+impl<'s> Factors<'s> {
+    const NONE: Self = Self::Same(&[]);
+
+    /// Those of one tensor.
+    fn of(self, tensor: usize) -> &'s [f64] {
+        match self {
+            Self::Same(factors) => factors,
+            Self::Each(factors) => &factors[tensor],
+        }
+    }
+}
+
+/// The two sums of each tile that α is made from, by the tile's ordinal.
+type Measured = Mutex<Vec<(u64, [f64; 2])>>;
+
 /// A merge at work.
 pub struct Run<'a> {
     plan: &'a MergePlan,
@@ -52,7 +76,7 @@ pub struct Run<'a> {
     /// LiNeS's α.
     alpha: f64,
     /// While α is being found: the sums of each tile.
-    measured: Option<Mutex<Vec<(u64, [f64; 2])>>>,
+    measured: Option<Measured>,
 }
 
 impl<'a> Run<'a> {
@@ -98,7 +122,7 @@ impl<'a> Run<'a> {
             let norms = match modifiers.match_norm_scope {
                 _ if modifiers.match_norm.is_none() || !is_merged(t) => 0,
                 MatchScope::Model => 1,
-                MatchScope::Tensor => u64::from(t.tiles() > 1),
+                MatchScope::Tensor => u64::from(t.tiles() > 1 || passes.whole_model),
             };
             self.plan.source_bytes(t) * (once * (1 + u64::from(measured)) + norms)
         };
@@ -180,7 +204,7 @@ impl<'a> Run<'a> {
         keep_pages: bool,
     ) -> Result<Vec<f64>> {
         let mut job = NormsJob::new(self.plan.recipe.models.len());
-        self.learn(&mut job, tensors, mine, scope, keep_pages, &[])?;
+        self.learn(&mut job, tensors, mine, scope, keep_pages, Factors::NONE)?;
         Ok(job.into_norms())
     }
 
@@ -307,7 +331,7 @@ impl<'a> Run<'a> {
     ) -> Result<()> {
         let tensor = &self.plan.tensors[id.tensor];
         if job.wants_sample() {
-            self.sample(work, job, &[id.tensor], factors)?;
+            self.sample(work, job, &[id.tensor], Factors::Same(factors))?;
             slice.fetch(work)?;
         }
         while job.needs_scan() {
@@ -327,7 +351,7 @@ impl<'a> Run<'a> {
             Some(norm) => Some(norm.factors(&self.norms(at..at + 1, &|_| true, &tensor.name, keep_pages)?)),
             None => None,
         };
-        let factors = own.as_deref().unwrap_or(&self.factors);
+        let factors = Factors::Same(own.as_deref().unwrap_or(&self.factors));
         self.learn(job.as_mut(), at..at + 1, &|_| true, &tensor.name, keep_pages, factors)?;
         self.apply(job.as_ref(), at..at + 1, &|_| true, false, factors)
     }
@@ -344,8 +368,28 @@ impl<'a> Run<'a> {
             bins: self.bins,
         };
         let mut job = job(&self.plan.programs[program], scope);
-        self.learn(job.as_mut(), all.clone(), &mine, scope.name(), false, &self.factors)?;
-        self.apply(job.as_ref(), all, &mine, true, &self.factors)
+        let own = self.factors_of_each(&mine)?;
+        let factors = own.as_deref().map_or(Factors::Same(&self.factors), Factors::Each);
+        self.learn(job.as_mut(), all.clone(), &mine, scope.name(), false, factors)?;
+        self.apply(job.as_ref(), all, &mine, true, factors)
+    }
+
+    /// The factors in each tensor that is `mine`, where they differ between tensors.
+    fn factors_of_each(
+        &self,
+        mine: &(dyn Fn(&PlannedTensor) -> bool + Sync),
+    ) -> Result<Option<Vec<Vec<f64>>>> {
+        let tensors = || self.plan.tensors.iter().enumerate();
+        if !tensors().any(|(_, t)| mine(t) && self.matches_alone(t).is_some()) {
+            return Ok(None);
+        }
+        let of = |(at, tensor): (usize, &PlannedTensor)| match self.matches_alone(tensor) {
+            Some(norm) if mine(tensor) => {
+                Ok(norm.factors(&self.norms(at..at + 1, &|_| true, &tensor.name, false)?))
+            }
+            _ => Ok(Vec::new()),
+        };
+        tensors().map(of).collect::<Result<_>>().map(Some)
     }
 
     /// Scans those tensors of a range that are `mine` until the job has learnt everything.
@@ -356,7 +400,7 @@ impl<'a> Run<'a> {
         mine: &(dyn Fn(&PlannedTensor) -> bool + Sync),
         scope: &str,
         keep_pages: bool,
-        factors: &[f64],
+        factors: Factors<'_>,
     ) -> Result<()> {
         if job.wants_sample() {
             let sampled: Vec<usize> = tensors.clone().filter(|t| mine(&self.plan.tensors[*t])).collect();
@@ -376,7 +420,8 @@ impl<'a> Run<'a> {
                     }
                     self.read_ahead(id, &tiles);
                     let slice = Slice::tile(self.plan, self.models, id);
-                    let slice = slice.modified(self.modified(&self.plan.tensors[id.tensor], factors));
+                    let slice =
+                        slice.modified(self.modified(&self.plan.tensors[id.tensor], factors.of(id.tensor)));
                     slice.fetch(work)?;
                     slice.scan(work, scanning, id.ordinal, partial);
                     if !keep_pages {
@@ -402,7 +447,7 @@ impl<'a> Run<'a> {
         tensors: Range<usize>,
         mine: &(dyn Fn(&PlannedTensor) -> bool + Sync),
         read_ahead: bool,
-        factors: &[f64],
+        factors: Factors<'_>,
     ) -> Result<()> {
         let tiles = self.map.tiles(tensors);
         let ordered = job.ordered_ties();
@@ -422,7 +467,8 @@ impl<'a> Run<'a> {
                     self.read_ahead(id, &tiles);
                 }
                 let slice = Slice::tile(self.plan, self.models, id);
-                let slice = slice.modified(self.modified(&self.plan.tensors[id.tensor], factors));
+                let slice =
+                    slice.modified(self.modified(&self.plan.tensors[id.tensor], factors.of(id.tensor)));
                 slice.fetch(work)?;
                 self.complete(work, &slice, id, job, &mut order)
             },
@@ -494,7 +540,13 @@ impl<'a> Run<'a> {
     }
 
     /// Shows the job evenly spaced blocks of some tensors, or all of them if they are small.
-    fn sample(&self, work: &mut Work, job: &mut dyn Job, tensors: &[usize], factors: &[f64]) -> Result<()> {
+    fn sample(
+        &self,
+        work: &mut Work,
+        job: &mut dyn Job,
+        tensors: &[usize],
+        factors: Factors<'_>,
+    ) -> Result<()> {
         let sizes: Vec<(usize, u64)> = tensors.iter().map(|t| (*t, self.plan.tensors[*t].elements)).collect();
         let population: u64 = sizes.iter().map(|(_, n)| n).sum();
         let everything = population <= SAMPLE_BLOCKS * SAMPLE_BLOCK;
@@ -502,14 +554,15 @@ impl<'a> Run<'a> {
         let (mut before, mut next) = (0, 0);
         for (tensor, elements) in sizes {
             if everything {
-                let slice = self.sampled(tensor, 0, elements, factors);
+                let slice = self.sampled(tensor, 0, elements, factors.of(tensor));
                 slice.fetch(work)?;
                 slice.for_chunks(work, Span::Elements, |chunk, _| job.sample(chunk));
                 continue;
             }
             while next < before + elements && next < stride * SAMPLE_BLOCKS {
                 let first = (next - before) / CHUNK as u64 * CHUNK as u64;
-                let slice = self.sampled(tensor, first, SAMPLE_BLOCK.min(elements - first), factors);
+                let slice =
+                    self.sampled(tensor, first, SAMPLE_BLOCK.min(elements - first), factors.of(tensor));
                 slice.fetch(work)?;
                 slice.for_chunks(work, Span::Elements, |chunk, _| job.sample(chunk));
                 next += stride;

@@ -354,7 +354,8 @@ impl MergePlan {
             return method;
         }
         let modifiers = &self.recipe.modifiers;
-        let norms = modifiers.match_norm.is_some() && modifiers.match_norm_scope == MatchScope::Model;
+        let alone = modifiers.match_norm_scope == MatchScope::Tensor && !passes.whole_model;
+        let norms = modifiers.match_norm.is_some() && !alone;
         let measured = modifiers.lines.is_some_and(|l| matches!(l.alpha, Alpha::Auto(_)));
         method * if measured { 2 } else { 1 } + u32::from(norms)
     }
