@@ -3,7 +3,7 @@
     python scripts/follow_add_a_method.py          needs Rust, and the environment of `make test`
 
 A block with `file=` is a new file, or, when it is an `edit`, lines to put in after the one that holds the text of
-`after:`. The copy is built in the same target folder, so that dependencies are compiled once.
+`after:`, or text to put right behind that of `inside:`. The copy is built in the same target folder, so that dependencies are compiled once.
 """
 
 from __future__ import annotations
@@ -60,14 +60,16 @@ def copy_sources(copy: Path) -> None:
 
 
 def edit(path: Path, text: str) -> None:
-    """Put lines after the first line that holds the text of each `after:`."""
+    """Put what an `edit` says into the first line that holds each text, or after it."""
     lines = path.read_text().splitlines()
-    for part in text.split("after: ")[1:]:
-        anchor, *new = part.rstrip("\n").split("\n")
+    for how, anchor, new in re.findall(r"^(after|inside): (.*)\n((?:(?!after: |inside: ).*\n)+)", text, re.MULTILINE):
         at = next((at for at, line in enumerate(lines) if anchor in line), None)
         if at is None:
             sys.exit(f"{path.name} has no line with {anchor!r}")
-        lines[at + 1 : at + 1] = new
+        if how == "inside":
+            lines[at] = lines[at].replace(anchor, anchor + new.rstrip("\n"), 1)
+        else:
+            lines[at + 1 : at + 1] = new.splitlines()
     path.write_text("\n".join(lines) + "\n")
 
 
