@@ -3,7 +3,8 @@
     python scripts/follow_add_a_method.py          needs Rust, and the environment of `make test`
 
 A block with `file=` is a new file, or, when it is an `edit`, lines to put in after the one that holds the text of
-`after:`, or text to put right behind that of `inside:`. The copy is built in the same target folder, so that dependencies are compiled once.
+`after:`, or text to put right behind that of `inside:`. The copy is built in the same target folder, so that
+dependencies are compiled once.
 """
 
 from __future__ import annotations
