@@ -110,6 +110,10 @@ stubs: setup ## Generate python/rlmerge/_core.pyi anew
 docs: setup ## Write the table of methods into README.md and docs/
 	$(BIN)/python scripts/write_method_tables.py
 
+.PHONY: agreement
+agreement: $(VENV_TORCH)/.rlmerge ## Compare every method with mergekit's, and write docs/agreement.md
+	$(VENV_TORCH)/bin/python -m tests.parity.agreement
+
 .PHONY: follow-docs
 follow-docs: setup ## Do what docs/add-a-method.md says in a copy, build it, test the new method
 	$(BIN)/python scripts/follow_add_a_method.py
