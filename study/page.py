@@ -1,0 +1,453 @@
+"""The page of results: `index.html`, `index.md`, `results.json`, tables as CSV, figures."""
+
+from __future__ import annotations
+
+import csv
+import html
+import math
+from typing import TYPE_CHECKING, Any
+
+from study.analysis import Facts, analyse
+from study.arms import ARMS
+from study.figures import draw_all
+from study.records import read_json, read_lines, versions, write_json
+from study.schedule import facts_lack, keys_of
+from study.stages import Places
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from study.configuration import StudyConfig
+    from study.schedule import Unit
+
+CAPTIONS = {
+    "experts": "Accuracy of every arm's experts on fresh questions of their own task.",
+    "norms": "Update norms at equal steps; each point is an expert, lines are means.",
+    "training": "Over training: means over tasks and seeds.",
+    "degradation": "Relative drop of accuracy when two experts are merged, at equal steps, accuracy and norm.",
+    "methods": "Mean accuracy of merged pairs at equal steps, by method; parameters chosen on validation.",
+    "pairs": "Relative drop of each task with each partner at equal steps.",
+    "conflict": "Conflict against the update norm, over checkpoints: most of the conflict norm is scale.",
+    "predictors": "Which statistic orders the losses of merges.",
+    "sweep": "Validation accuracy of merges over lambda.",
+    "landscape": "Accuracy from each expert outwards.",
+    "plane": "Accuracy on the plane of two deltas.",
+    "precision": "Weights that a bf16 checkpoint would show as changed.",
+}
+
+NOT_YET = "not run yet"
+LONG_TABLE = 60  # rows; longer ones scroll
+
+
+def write_page(config: StudyConfig, work: Path, folder: Path, units: list[Unit]) -> None:
+    """Analyse what is there and write the page."""
+    state = state_of(units, Places(work))
+    facts = Facts(config, Places(work, known=keys_of(units)), without=state.pop("begun"))
+    folder.mkdir(parents=True, exist_ok=True)
+    results = analyse(facts)
+    results["study"] = config.model_dump(mode="json")
+    results["versions"] = versions()
+    results["units"] = state
+    results["runs"] = {f"s{s}/{arm}/{task}": found["run"] for (s, arm, task), found in facts.expert.items()}
+    results["matched"] = {f"s{seed}": found for seed, found in facts.match.items()}
+    drawn = draw_all(facts, results, folder / "figures")
+    write_json(folder / "results.json", strict(results))
+    write_csv(folder / "experts.csv", results["experts"])
+    write_csv(folder / "merges.csv", [flat(row) for row in results["merges"]])
+    write_csv(folder / "claims.csv", results["claims"])
+    write_csv(folder / "conflict.csv", results["conflict"])
+    write_csv(folder / "methods.csv", [flat(row) for row in results["best_methods"]])
+    blocks = compose(config, facts, results, drawn)
+    (folder / "index.md").write_text(as_markdown(blocks))
+    (folder / "index.html").write_text(as_html(config.name, blocks))
+
+
+def few_seeds(count: int) -> str:
+    """Say what so many seeds allow."""
+    if count < 2:
+        return "with one base they say nothing about other bases"
+    return f"widened by the root of {count}/{count - 1} for so few bases, and rough even so"
+
+
+def state_of(units: list[Unit], places: Places) -> dict[str, Any]:
+    """Say which units are done, how long each stage took, and why units are missing."""
+    seconds: dict[str, dict[str, float]] = {"wall": {}, "processor": {}}
+    missing: dict[str, str] = {}
+    broken: set[str] = set()
+    begun: set[int] = set()  # seeds with units that are still to come
+    done = 0
+    keys = keys_of(units)
+    for unit in units:
+        trace = places.failure(unit.name)
+        behind = next((name for name in unit.needs if name in broken), None)
+        if facts_lack(places, unit.name, keys[unit.name]) is not None:
+            done += 1
+            made = read_json(places.facts(unit.name))
+            for clock, spent in (("wall", made["seconds"]), ("processor", made["processor_seconds"])):
+                seconds[clock][unit.stage] = seconds[clock].get(unit.stage, 0.0) + spent
+        elif trace.exists() or behind is not None:
+            broken.add(unit.name)
+            missing[unit.name] = (
+                f"not begun, because {behind} failed" if behind else trace.read_text().strip().splitlines()[-1]
+            )
+        else:
+            begun.add(unit.arguments["seed"])
+            missing[unit.name] = NOT_YET
+    sessions = read_lines(places.work / "sessions.jsonl")
+    return {
+        "done": done,
+        "of": len(units),
+        "seconds": {
+            clock: {stage: round(spent, 1) for stage, spent in found.items()} for clock, found in seconds.items()
+        },
+        "wall": round(sum(session["wall"] for session in sessions), 1),
+        "sessions": len(sessions),
+        "begun": begun,
+        "missing": missing,
+    }
+
+
+def strict(data: Any) -> Any:
+    """Put null for numbers that JSON has no word for."""
+    if isinstance(data, dict):
+        return {name: strict(value) for name, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [strict(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def flat(row: dict[str, Any]) -> dict[str, Any]:
+    """Spread the intervals of a row over columns."""
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            found |= {f"{name}_{part}": inner for part, inner in value.items()}
+        elif not isinstance(value, list):
+            found[name] = value
+    return found
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a table; an empty one leaves an empty file."""
+    with path.open("w", newline="") as file:
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+# --- contents ---------------------------------------------------------------------------------------------------------
+
+Block = tuple[str, Any]  # heading, text, table or figure
+
+
+def percent(number: dict[str, float]) -> str:
+    """Write an interval in percent."""
+    if not math.isfinite(number["value"]):
+        return "–"
+    return f"{100 * number['value']:.1f} [{100 * number['low']:.1f}, {100 * number['high']:.1f}]"
+
+
+def compose(config: StudyConfig, facts: Facts, results: dict[str, Any], drawn: list[str]) -> list[Block]:
+    """Put the page together from blocks that both forms can show."""
+    units = results["units"]
+    blocks: list[Block] = [
+        ("heading", f"Study: {config.name}"),
+        (
+            "text",
+            f"{config.meaning}. Seeds {', '.join(map(str, facts.seeds))} of {len(config.seeds)}, "
+            f"{len(config.tasks)} tasks, {len(config.arms)} arms; "
+            f"{units['done']} of {units['of']} units done. Accuracy is that of one sampled answer to each of "
+            f"{config.evaluation.test_items} test questions. Intervals are 95 % bootstraps that resample seeds and "
+            f"test items together (1000 draws, paired between arms); {few_seeds(len(facts.seeds))}. "
+            "Nothing here was seen in training: splits follow from a hash of each question.",
+        ),
+        ("heading", "What was reproduced"),
+        (
+            "text",
+            "Each claim is a number that is positive where the claim holds. Reproduced: its interval is above 0. "
+            "Opposite: below. Not reproduced: it holds 0 and nothing larger than the margin (0.02 for accuracies). "
+            "Undecided: it holds 0 and more. Not comparable: the note says why. The rule is in study/analysis.py; "
+            f"merges in claims are by {results['method_of_claims']}, its lambda chosen on validation. There are "
+            f"{len(results['claims'])} claims, and at 95 % about one in twenty intervals that should hold 0 does not.",
+        ),
+        (
+            "table",
+            [
+                ["claim", "number", "95 % interval", "unit", "verdict", "note", "figure"],
+                *(
+                    [
+                        claim["words"],
+                        f"{claim['value']:.3f}",
+                        f"[{claim['low']:.3f}, {claim['high']:.3f}]",
+                        claim["unit"],
+                        claim["verdict"],
+                        claim["note"],
+                        claim["figure"],
+                    ]
+                    for claim in results["claims"]
+                ),
+            ],
+        ),
+    ]
+    blocks += [("heading", "Experts"), ("text", learned_words(results)), ("table", expert_rows(config, results))]
+    figures = {name: ("figure", name) for name in drawn}
+    for name in ("experts", "norms", "training"):
+        blocks += [figures[name]] if name in figures else []
+    blocks.append(("heading", "Merges"))
+    blocks += [("text", seed_words(facts, results)), ("text", reached_words(facts)), ("table", merge_rows(results))]
+    for name in ("degradation", "methods", "pairs", "sweep"):
+        blocks += [figures[name]] if name in figures else []
+    blocks += [
+        ("heading", "Methods by family of training"),
+        (
+            "text",
+            "Mean accuracy of pairs at equal steps, and its paired distance from the family's best method. The best of "
+            "many is partly luck: methods whose interval reaches 0 are not told apart from it.",
+        ),
+        ("table", method_rows(results)),
+        ("heading", "Conflict, and what predicts the loss of a merge"),
+        (
+            "text",
+            "Means over pairs of tasks and over bases. Chance: cosine 0, sign disagreement 0.5, normalised conflict "
+            f"0.707, dilution {len(config.tasks) ** -0.5:.3f} (orthogonal deltas of one length). The conflict norm "
+            "grows with the square of the update norm; the one of unit deltas does not.",
+        ),
+        ("table", conflict_rows(results)),
+    ]
+    for kind, rows in results["predictors"].items():
+        if rows:
+            table = [
+                [r["statistic"], str(r["pairs"]), f"{r['value']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"] for r in rows
+            ]
+            blocks.append(
+                ("table", [[f"statistic ({kind.replace('_', ' ')})", "pairs", "rank correlation with loss"], *table])
+            )
+    for name in ("conflict", "predictors"):
+        blocks += [figures[name]] if name in figures else []
+    blocks.append(("heading", "Landscapes"))
+    for name in ("landscape", "plane"):
+        blocks += [figures[name]] if name in figures else []
+    sparse = results["bf16_sparsity_follows_norm"]
+    blocks += [
+        ("heading", "Precision"),
+        (
+            "text",
+            "Rank correlation over all experts between the update norm and the share of weights that change in bf16: "
+            f"{sparse['value']:.2f} [{sparse['low']:.2f}, {sparse['high']:.2f}].",
+        ),
+    ]
+    blocks += [figures["precision"]] if "precision" in figures else []
+    blocks += [
+        ("heading", "How it was run"),
+        (
+            "table",
+            [
+                ["stage", "wall seconds, all units", "processor seconds"],
+                *(
+                    [stage, f"{seconds:.0f}", f"{units['seconds']['processor'][stage]:.0f}"]
+                    for stage, seconds in units["seconds"]["wall"].items()
+                ),
+            ],
+        ),
+        (
+            "text",
+            f"Wall time: {units['wall'] / 60:.0f} minutes in {units['sessions']} session(s), with {config.workers} "
+            "workers; whatever else the machine did meanwhile is in it.",
+        ),
+        ("text", "Versions: " + ", ".join(f"{name} {number}" for name, number in results["versions"].items()) + "."),
+        ("text", "Arms: " + "; ".join(f"{arm}: {ARMS[arm].meaning}" for arm in config.arms) + "."),
+    ]
+    failed = [[name, why] for name, why in units["missing"].items() if why != NOT_YET]
+    if units["missing"]:
+        blocks += [
+            ("heading", "What is missing"),
+            (
+                "text",
+                f"{len(failed)} units failed or could not be begun; {len(units['missing']) - len(failed)} are to come.",
+            ),
+        ]
+    if failed:
+        blocks.append(("table", [["unit", "why"], *failed]))
+    return blocks
+
+
+def learned_words(results: dict[str, Any]) -> str:
+    """Say which experts learned."""
+    rows = results["experts"]
+    failed = [f"{row['arm']}/{row['task']}/s{row['seed']}" for row in rows if not row["learned"]]
+    told = f"{len(rows) - len(failed)} of {len(rows)} experts beat their base by more than two standard errors on test."
+    return told + (f" Not so: {', '.join(failed)}." if failed else "")
+
+
+def seed_words(facts: Facts, results: dict[str, Any]) -> str:
+    """Say whether the base decides the sign of the difference between SFT and the reference."""
+    words = []
+    for kind, found in results["headline_by_seed"].items():
+        if not found:
+            continue
+        above = sum(gap["low"] > 0 for gap in found)
+        below = sum(gap["high"] < 0 for gap in found)
+        listed = ", ".join(f"s{seed} {percent(gap)}" for seed, gap in zip(facts.seeds, found, strict=True))
+        words.append(
+            f"at {kind.replace('_', ' ')} {listed}: above 0 for {above}, below for {below}, not decided for "
+            f"{len(found) - above - below} of {len(found)} bases"
+        )
+    if not words:
+        return "No merges to compare."
+    return (
+        f"Does the base decide the sign? Relative drop of sft less that of {facts.config.reference}, in points, "
+        f"for each base alone, with intervals over test questions: {'; '.join(words)}."
+    )
+
+
+def reached_words(facts: Facts) -> str:
+    """Say how often each arm reached the accuracy that matched comparisons aim at."""
+    counts: dict[str, list[bool]] = {}
+    for match in facts.match.values():
+        for arm, chosen in (match or {}).get("equal_accuracy", {}).items():
+            counts.setdefault(arm, []).extend(one["reached"] for one in chosen.values())
+    told = ", ".join(f"{arm} {sum(reached)} of {len(reached)}" for arm, reached in counts.items())
+    return (
+        "For equal accuracy, each arm's first checkpoint counts that reaches the accuracy aimed at for its task; where "
+        f"none does, its best. Reached: {told}."
+    )
+
+
+def method_rows(results: dict[str, Any]) -> list[list[str]]:
+    """Make the table of methods by family."""
+    table = [["family", "arms", "method", "mean accuracy", "less than the best, points"]]
+    for row in results["best_methods"]:
+        behind = percent(row["behind_best"]) if row["behind_best"]["value"] else "best"
+        table.append([row["family"], ", ".join(row["arms"]), row["method"], f"{row['merged']:.3f}", behind])
+    return table
+
+
+def conflict_rows(results: dict[str, Any]) -> list[list[str]]:
+    """Make the table of conflict by arm."""
+    names = {
+        "cosine": "cosine",
+        "sign_disagreement": "sign disagreement",
+        "normalized_conflict": "normalised conflict",
+        "conflict_norm": "conflict norm",
+        "matched_conflict": "conflict norm of unit deltas",
+        "dilution": "dilution",
+    }
+    table = [["comparison", "arm", *names.values()]]
+    for row in results["conflict"]:
+        small = ("conflict_norm", "matched_conflict")
+        numbers = [f"{row[name]:.2e}" if name in small else f"{row[name]:.3f}" for name in names]
+        table.append([row["comparison"].replace("_", " "), row["arm"], *numbers])
+    return table
+
+
+def expert_rows(config: StudyConfig, results: dict[str, Any]) -> list[list[str]]:
+    """Make the table of experts: arms by tasks, means over seeds."""
+    table = [["arm", *config.tasks, "mean gain", "norm", "forward KL", "greedy", "out of domain"]]
+    for arm in config.arms:
+        rows = [row for row in results["experts"] if row["arm"] == arm]
+        if not rows:
+            continue
+
+        def mean(name: str, rows: list[dict[str, Any]] = rows) -> float:
+            return float(sum(row[name] for row in rows) / len(rows))
+
+        cells = []
+        for task in config.tasks:
+            mine = [row for row in rows if row["task"] == task]
+            if mine:
+                level = sum(r["accuracy"] for r in mine) / len(mine)
+                error = sum(r["standard_error"] ** 2 for r in mine) ** 0.5 / len(mine)
+                cells.append(f"{level:.3f} ± {error:.3f}")
+            else:
+                cells.append("")
+        tail = [f"{mean('gain'):+.3f}", f"{mean('norm'):.2f}", f"{mean('forward_kl'):.3f}"]
+        table.append([arm, *cells, *tail, f"{mean('greedy'):.3f}", f"{mean('out'):.3f}"])
+    return table
+
+
+def merge_rows(results: dict[str, Any]) -> list[list[str]]:
+    """Make the table of merges."""
+    head = [
+        "comparison",
+        "arm",
+        "method",
+        "unmerged",
+        "merged pairs",
+        "over base",
+        "all tasks",
+        "drop, %",
+        "gain kept, %",
+    ]
+    table = [head]
+    for row in results["merges"]:
+        everything = f"{row['all_together']:.3f}" if row["all_together"] is not None else ""
+        table.append(
+            [
+                row["comparison"].replace("_", " "),
+                row["arm"],
+                row["method"],
+                f"{row['alone']:.3f}",
+                f"{row['merged']:.3f}",
+                f"{row['gain_over_base']:+.3f}",
+                everything,
+                percent(row["degradation"]),
+                percent(row["retention"]),
+            ]
+        )
+    return table
+
+
+# --- forms ------------------------------------------------------------------------------------------------------------
+
+
+def as_markdown(blocks: list[Block]) -> str:
+    """Write the page as Markdown."""
+    parts = []
+    for at, (kind, what) in enumerate(blocks):
+        if kind == "heading":
+            parts.append(f"{'#' if at == 0 else '##'} {what}")
+        elif kind == "text":
+            parts.append(what)
+        elif kind == "figure":
+            parts.append(f"![{CAPTIONS[what]}](figures/{what}.png)\n\n*{what}: {CAPTIONS[what]}*")
+        else:
+            head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in what]
+            lines = [head, ["---"] * len(head), *rows]
+            parts.append("\n".join(f"| {' | '.join(row)} |" for row in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def as_html(title: str, blocks: list[Block]) -> str:
+    """Write the page as one HTML file that needs nothing from the network."""
+    parts = []
+    for at, (kind, what) in enumerate(blocks):
+        if kind == "heading":
+            level = "h1" if at == 0 else "h2"
+            parts.append(f"<{level}>{html.escape(what)}</{level}>")
+        elif kind == "text":
+            parts.append(f"<p>{html.escape(what)}</p>")
+        elif kind == "figure":
+            caption = html.escape(f"{what}: {CAPTIONS[what]}")
+            parts.append(
+                f'<figure id="{what}"><img src="figures/{what}.svg" alt="{caption}">'
+                f'<figcaption>{caption} <a href="figures/{what}.png">PNG</a></figcaption></figure>'
+            )
+        else:
+            head, *rows = what
+            cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+            body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+            kind_of = "wide long" if len(rows) > LONG_TABLE else "wide"
+            parts.append(
+                f"<div class='{kind_of}'><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>"
+            )
+    style = (
+        "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}"
+        "table{border-collapse:collapse;font-size:.85rem}td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;"
+        "text-align:left;font-variant-numeric:tabular-nums}.wide{overflow-x:auto}.long{max-height:40rem}"
+        "figure{margin:1.5rem 0}img{max-width:100%}figcaption{color:#555;font-size:.9rem}"
+    )
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>{html.escape(title)}</title><style>{style}</style><body>{''.join(parts)}</body></html>\n"
+    )
