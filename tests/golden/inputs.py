@@ -56,6 +56,13 @@ SETTINGS: dict[str, tuple[str, dict, dict]] = {
     "dare_ties": ("dare_ties", {"density": 0.25}, {"seed": 1}),
     "slerp": ("slerp", {"t": 0.25}, {}),
     "passthrough": ("passthrough", {"scale": 0.75}, {}),
+    "nuslerp": ("nuslerp", {"weight": [0.25, 0.75]}, {}),
+    "nuslerp-rows": ("nuslerp", {"nuslerp_flatten": False, "nuslerp_row_wise": True}, {}),
+    "nuslerp-columns": ("nuslerp", {"nuslerp_flatten": False}, {}),
+    "multislerp": ("multislerp", {"weight": [0.25, 0.75]}, {}),
+    "karcher": ("karcher", {}, {}),
+    "model_stock": ("model_stock", {}, {}),
+    "model_stock-mergekit": ("model_stock", {"filter_wise": True}, {"compat": "mergekit"}),
 }
 
 
@@ -65,7 +72,7 @@ def cases() -> dict[str, Golden]:
     for dtype in DTYPES_TESTED:
         for name, (method, parameters, options) in SETTINGS.items():
             base, experts = models(dtype, 1 if method == "passthrough" else 2)
-            if method in ("linear", "slerp", "passthrough"):
+            if method in ("linear", "slerp", "passthrough", "karcher"):
                 base = None
             out[f"{name}-{dtype}"] = Golden(method, base, experts, parameters, options)
     return out

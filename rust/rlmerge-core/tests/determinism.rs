@@ -18,6 +18,9 @@ fn cases() -> Vec<(&'static Method, Value)> {
         ("ties", json!({"scope": "model", "zero_sign": "majority", "rescale": "l2"})),
         ("ties", json!({"ties": "all", "rescale": "l1", "density": [0.1, 0.9]})),
         ("dare_ties", json!({"zero_sign": "majority", "rescale": "l1"})),
+        ("nuslerp", json!({"nuslerp_flatten": false})),
+        ("nuslerp", json!({"nuslerp_flatten": false, "nuslerp_row_wise": true, "weight": [0.3, 0.7]})),
+        ("model_stock", json!({"filter_wise": true})),
     ] {
         cases.push((Method::find(name).expect("a row of the table"), parameters));
     }

@@ -1,7 +1,7 @@
 //! Which job does the work of which program.
 
 use super::job::{Job, Scope};
-use super::{deltas, linear, slerp};
+use super::{deltas, gram, linear};
 use crate::plan::family::Program;
 
 /// The program at work on a scope.
@@ -12,7 +12,7 @@ pub fn job<'p>(program: &'p Program, scope: Scope<'_>) -> Box<dyn Job + 'p> {
             weights: plan.experts.iter().map(|(_, w)| *w).collect(),
             divisor: plan.divisor,
         }),
-        Program::Slerp(plan) => Box::new(slerp::SlerpJob::new(*plan)),
         Program::Deltas(plan) => Box::new(deltas::DeltasJob::new(plan, scope)),
+        Program::Gram(plan) => Box::new(gram::GramJob::new(plan, scope)),
     }
 }

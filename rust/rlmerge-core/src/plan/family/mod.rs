@@ -2,8 +2,8 @@
 //! ([`Program`]), and, under the same name in `exec` and `kernel`, what is done with a tensor.
 
 pub mod deltas;
+pub mod gram;
 pub mod linear;
-pub mod slerp;
 
 use super::PlannedTensor;
 use super::method::{ANY, Default, Method, Parameter, both, split};
@@ -11,7 +11,7 @@ use super::recipe::{Compat, Settings};
 use crate::error::{Error, Result};
 
 /// The rows of all families, in the order in which they are listed.
-pub static METHODS: &[&[Method]] = &[linear::METHODS, deltas::METHODS, slerp::METHODS];
+pub static METHODS: &[&[Method]] = &[linear::METHODS, deltas::METHODS, gram::METHODS];
 
 /// A method with its numbers filled in: what [`crate::exec`] interprets.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,8 +22,8 @@ pub enum Program {
     Linear(linear::Linear),
     /// A task-vector method.
     Deltas(deltas::Deltas),
-    /// Spherical interpolation.
-    Slerp(slerp::Slerp),
+    /// Spherical interpolation, means on the sphere, Model Stock.
+    Gram(gram::Gram),
 }
 
 impl Program {
@@ -40,7 +40,7 @@ impl Program {
             Self::Scaled(p) => p,
             Self::Linear(p) => p,
             Self::Deltas(p) => p,
-            Self::Slerp(p) => p,
+            Self::Gram(p) => p,
         }
     }
 }
@@ -54,6 +54,16 @@ pub trait Family {
     /// the page cache, one tensor at a time.
     fn passes(&self) -> Passes {
         Passes { scans: 0, whole_model: false }
+    }
+
+    /// The same for one tensor, where tensors differ in it.
+    fn passes_for(&self, _tensor: &PlannedTensor) -> Passes {
+        self.passes()
+    }
+
+    /// Bytes that are kept between the passes of a tensor, besides a few numbers a tile.
+    fn held(&self, _tensor: &PlannedTensor) -> u64 {
+        0
     }
 
     /// Number of neighbouring elements that must be seen together, such as a row; 1 where each element
