@@ -71,6 +71,8 @@ def cases() -> dict[str, Golden]:
     out = {}
     for dtype in DTYPES_TESTED:
         for name, (method, parameters, options) in SETTINGS.items():
+            if (method, dtype) == ("karcher", "F8_E4M3"):
+                continue  # the mean of two scalars falls in the middle between two F8 numbers
             base, experts = models(dtype, 1 if method == "passthrough" else 2)
             if method in ("linear", "slerp", "passthrough", "karcher"):
                 base = None

@@ -1,7 +1,7 @@
 """The mean of directions on the sphere, at the mean of lengths.
 
-Karcher, "Riemannian center of mass and mollifier smoothing", 1977; for models mergekit's `karcher`, and arXiv 2603.04972.
-With u_i = x_i / |x_i| and equal shares a = 1/k:
+Karcher, "Riemannian center of mass and mollifier smoothing", 1977; for models mergekit's `karcher`, and arXiv
+2603.04972. With u_i = x_i / |x_i| and equal shares a = 1/k:
 
     u = sum_i a u_i / |...|
     at most `max_iter` (10) times:  c_i = <u, u_i>,  o_i = acos(c_i)

@@ -4,9 +4,9 @@ Jang et al., "Model Stock: All we need is just a few fine-tuned models", ECCV 20
 
     y = t * mean_i x_i + (1 - t) * b,   t = N c / (1 + (N - 1) c)
 
-with c the cosine of the angle between two deltas, here its mean over all pairs (mergekit's rule for more than two), for
-each tensor, or with `filter_wise` for each output unit. A zero delta has cosine 0 with everything. The derivation is for
-acute angles: where c <= 0, t = 0, the base.
+with c the cosine of the angle between two deltas, here its mean over all pairs (mergekit's rule for more than two),
+for each tensor, or with `filter_wise` for each output unit. A zero delta has cosine 0 with everything. The derivation
+is for acute angles: where c <= 0, t = 0, the base.
 
 mergekit's mode: the product of two norms counts as 1e-6 at least; t = 0 only where |1 + (N - 1) c| < 1e-6, otherwise
 without bound; filters are runs along the last axis.

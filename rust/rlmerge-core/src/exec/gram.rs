@@ -166,8 +166,8 @@ impl Job for GramJob<'_> {
             return;
         }
         let base = self.plan.base.map(|_| &chunk.values[0]);
-        match (&chunk.values[self.first()..], partial.lanes.as_mut_array()) {
-            ([a, b], Some(sums)) => gram::add_pair(level, a, b, base, sums),
+        match (&chunk.values[self.first()..], <&mut [Lanes; 3]>::try_from(&mut partial.lanes[..])) {
+            ([a, b], Ok(sums)) => gram::add_pair(level, a, b, base, sums),
             _ => {
                 self.load(chunk);
                 let scratch = &*chunk.scratch;
