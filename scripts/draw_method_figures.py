@@ -19,7 +19,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 FIGURES = ROOT / "docs" / "methods" / "figures"
 
 
-def merge(method: str, base: list[float], experts: list[list[float]], **parameters: Any) -> list[float]:
+def merge(method: str, base: list[float] | None, experts: list[list[float]], **parameters: Any) -> list[float]:
     """Merge vectors with rlmerge, and return the merged vector."""
     import numpy as np
     from tests import tensorfile
@@ -29,10 +29,12 @@ def merge(method: str, base: list[float], experts: list[list[float]], **paramete
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         paths = []
-        for number, values in enumerate([base, *experts]):
+        for number, values in enumerate([*([] if base is None else [base]), *experts]):
             paths.append(root / f"{number}.safetensors")
             tensorfile.write(paths[-1], {"w": np.array(values, np.float32)})
-        rlmerge.merge(paths[1:], base=paths[0], method=method, output=root / "merged", parameters=parameters)
+        start = None if base is None else paths.pop(0)
+        options = {"compat": parameters.pop("compat")} if "compat" in parameters else {}
+        rlmerge.merge(paths, base=start, method=method, output=root / "merged", parameters=parameters, **options)
         return [float(v) for v in tensorfile.read(root / "merged")["w"]]
 
 

@@ -6,7 +6,20 @@ a `Merged`: the result *before* the one rounding to the output dtype, and how la
 between two correct f64 evaluations of the same formula can be.
 """
 
-from tests.reference import dare, linear, masks, passthrough, ram, slerp, task_arithmetic, ties
+from tests.reference import (
+    dare,
+    karcher,
+    linear,
+    masks,
+    model_stock,
+    multislerp,
+    nuslerp,
+    passthrough,
+    ram,
+    slerp,
+    task_arithmetic,
+    ties,
+)
 from tests.reference.conventions import Merged
 
 METHODS = {
@@ -16,6 +29,10 @@ METHODS = {
     "dare_linear": dare.merge_linear,
     "dare_ties": dare.merge_ties,
     "slerp": slerp.merge,
+    "nuslerp": nuslerp.merge,
+    "multislerp": multislerp.merge,
+    "karcher": karcher.merge,
+    "model_stock": model_stock.merge,
     "passthrough": passthrough.merge,
     "ram": ram.merge_ram,
     "ram_plus": ram.merge_ram_plus,

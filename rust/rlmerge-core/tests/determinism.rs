@@ -24,6 +24,9 @@ fn cases() -> Vec<(&'static Method, Value)> {
         ("consensus", json!({"k": 1, "tall_lambda": [0.2, 1.5]})),
         ("consensus", json!({"over": "ties", "scope": "model", "k": 1})),
         ("tall_masks", json!({"over": "ties"})),
+        ("nuslerp", json!({"nuslerp_flatten": false})),
+        ("nuslerp", json!({"nuslerp_flatten": false, "nuslerp_row_wise": true, "weight": [0.3, 0.7]})),
+        ("model_stock", json!({"filter_wise": true})),
     ] {
         cases.push((Method::find(name).expect("a row of the table"), parameters));
     }

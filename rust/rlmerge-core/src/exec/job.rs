@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use super::columns::ColumnPartial;
 use crate::error::Result;
 use crate::kernel::Level;
 use crate::kernel::lanes::{self, Lanes};
@@ -112,6 +113,8 @@ pub struct Partial {
     pub lanes: Vec<Lanes>,
     /// Whole numbers, added in any order.
     pub counts: Vec<i64>,
+    /// Sums for each column.
+    pub columns: Option<ColumnPartial>,
     sums: Vec<(u64, Vec<f64>)>,
 }
 
@@ -131,11 +134,19 @@ impl Partial {
         Self { counts: vec![0; count], ..Self::default() }
     }
 
+    /// An accumulator of sums for each column.
+    pub fn with_columns(columns: ColumnPartial) -> Self {
+        Self { columns: Some(columns), ..Self::default() }
+    }
+
     /// Ends a tile: its sums are kept under its ordinal.
     pub fn close_tile(&mut self, ordinal: u64) {
         if !self.lanes.is_empty() {
             self.sums.push((ordinal, self.lanes.iter().map(lanes::total).collect()));
             self.lanes.fill(Lanes::default());
+        }
+        if let Some(columns) = &mut self.columns {
+            columns.close();
         }
     }
 

@@ -1,7 +1,9 @@
 //! Runs a plan: tiles in, tiles out, by workers of a private pool, into a staged output that appears whole.
 
+mod columns;
 mod deltas;
 mod digest;
+mod gram;
 mod job;
 mod jobs;
 mod linear;
@@ -11,7 +13,6 @@ mod observer;
 mod pass;
 mod ram;
 mod run;
-mod slerp;
 mod stats;
 mod tile;
 mod turnstile;

@@ -7,6 +7,7 @@
 
 pub mod combine;
 pub mod convert;
+pub mod gram;
 pub mod lanes;
 pub mod level;
 pub mod masks;
@@ -14,7 +15,7 @@ pub mod naive;
 pub mod philox;
 pub mod rng;
 pub mod select;
-pub mod slerp;
+pub mod sphere;
 pub mod values;
 
 pub use level::Level;

@@ -323,7 +323,7 @@ impl MergePlan {
     #[must_use]
     pub fn passes(&self, tensor: &PlannedTensor) -> Passes {
         match tensor.action {
-            Action::Compute => self.program(tensor).family().passes(),
+            Action::Compute => self.program(tensor).family().passes_for(tensor),
             Action::Copy | Action::Compare => Passes { scans: 0, whole_model: false },
         }
     }
@@ -408,8 +408,9 @@ impl MergePlan {
         let a_worker = a_worker + 3 * tasks * (TILE_ELEMENTS / 8);
         let hashes = 1 + tasks + self.hashed_models() as u64;
         let digests = 40 * hashes * self.tensors.iter().map(PlannedTensor::tiles).max().unwrap_or(0);
+        let held = self.tensors.iter().map(|t| self.program(t).family().held(t)).max().unwrap_or(0);
         let tables = 512 * self.tensors.len() as u64 * (models + 1);
-        self.threads as u64 * a_worker + scanning + digests + tables
+        self.threads as u64 * a_worker + scanning + held + digests + tables
     }
 }
 

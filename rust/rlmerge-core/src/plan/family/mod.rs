@@ -2,10 +2,10 @@
 //! ([`Program`]), and, under the same name in `exec` and `kernel`, what is done with a tensor.
 
 pub mod deltas;
+pub mod gram;
 pub mod linear;
 pub mod masks;
 pub mod ram;
-pub mod slerp;
 
 use super::PlannedTensor;
 use super::method::{ANY, Default, Method, Parameter, both, split};
@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 
 /// The rows of all families, in the order in which they are listed.
 pub static METHODS: &[&[Method]] =
-    &[linear::METHODS, deltas::METHODS, slerp::METHODS, ram::METHODS, masks::METHODS];
+    &[linear::METHODS, deltas::METHODS, gram::METHODS, ram::METHODS, masks::METHODS];
 
 /// A method with its numbers filled in: what [`crate::exec`] interprets.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,8 +25,6 @@ pub enum Program {
     Linear(linear::Linear),
     /// A task-vector method.
     Deltas(deltas::Deltas),
-    /// Spherical interpolation.
-    Slerp(slerp::Slerp),
     /// Reinforced Agent Merging.
     Ram(ram::Ram),
     /// TALL masks: consensus, or masks beside the model.
@@ -35,6 +33,8 @@ pub enum Program {
     Emr(masks::Emr),
     /// One task's model out of a merged one and its masks.
     Expand(masks::Expand),
+    /// Spherical interpolation, means on the sphere, Model Stock.
+    Gram(gram::Gram),
 }
 
 impl Program {
@@ -51,11 +51,11 @@ impl Program {
             Self::Scaled(p) => p,
             Self::Linear(p) => p,
             Self::Deltas(p) => p,
-            Self::Slerp(p) => p,
             Self::Ram(p) => p,
             Self::Tall(p) => p,
             Self::Emr(p) => p,
             Self::Expand(p) => p,
+            Self::Gram(p) => p,
         }
     }
 }
@@ -69,6 +69,16 @@ pub trait Family {
     /// the page cache, one tensor at a time.
     fn passes(&self) -> Passes {
         Passes { scans: 0, whole_model: false }
+    }
+
+    /// The same for one tensor, where tensors differ in it.
+    fn passes_for(&self, _tensor: &PlannedTensor) -> Passes {
+        self.passes()
+    }
+
+    /// Bytes that are kept between the passes of a tensor, besides a few numbers a tile.
+    fn held(&self, _tensor: &PlannedTensor) -> u64 {
+        0
     }
 
     /// Number of neighbouring elements that must be seen together, such as a row; 1 where each element
