@@ -7,7 +7,10 @@ between two correct f64 evaluations of the same formula can be.
 """
 
 from tests.reference import (
+    breadcrumbs,
+    cabs,
     dare,
+    della,
     karcher,
     linear,
     masks,
@@ -19,6 +22,7 @@ from tests.reference import (
     slerp,
     task_arithmetic,
     ties,
+    trims,
 )
 from tests.reference.conventions import Merged
 
@@ -28,6 +32,13 @@ METHODS = {
     "ties": ties.merge,
     "dare_linear": dare.merge_linear,
     "dare_ties": dare.merge_ties,
+    "della_linear": della.merge_linear,
+    "della": della.merge_ties,
+    "breadcrumbs": breadcrumbs.merge_linear,
+    "breadcrumbs_ties": breadcrumbs.merge_ties,
+    "cabs": cabs.merge,
+    "dots_trim": trims.merge_dots,
+    "localize_and_stitch": trims.merge_stitch,
     "slerp": slerp.merge,
     "nuslerp": nuslerp.merge,
     "multislerp": multislerp.merge,

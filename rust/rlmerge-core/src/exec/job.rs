@@ -6,7 +6,9 @@ use std::ops::Range;
 use super::columns::ColumnPartial;
 use crate::error::Result;
 use crate::kernel::Level;
+use crate::kernel::blocks::Blocks;
 use crate::kernel::lanes::{self, Lanes};
+use crate::kernel::ranks::Ranks;
 use crate::kernel::select::Tally;
 use crate::kernel::values::Values;
 use crate::plan::{PlannedTensor, marks};
@@ -62,6 +64,10 @@ pub struct Scratch {
     pub marks: Vec<u8>,
     /// Two running sums of the tile for each task.
     pub sums: Vec<[Lanes; 2]>,
+    /// For ranking within rows.
+    pub ranks: Ranks,
+    /// For masks in blocks.
+    pub blocks: Blocks,
 }
 
 impl Scratch {
@@ -75,6 +81,8 @@ impl Scratch {
             out: buffer(),
             marks: Vec::new(),
             sums: Vec::new(),
+            ranks: Ranks::default(),
+            blocks: Blocks::default(),
         }
     }
 
@@ -95,9 +103,7 @@ impl Scratch {
         }
         (rows, self.sums.iter().flatten().map(lanes::total).collect())
     }
-}
 
-impl Scratch {
     /// The first `len` deltas of expert `at`.
     pub fn delta(&mut self, at: usize, len: usize) -> &mut [f64] {
         &mut self.deltas[at * self.stride..at * self.stride + len]
@@ -183,6 +189,24 @@ pub enum Ties {
     None,
     /// The first so many.
     First(u64),
+}
+
+impl Ties {
+    /// How many there may still be.
+    pub const fn limit(self) -> u64 {
+        match self {
+            Self::All => u64::MAX,
+            Self::None => 0,
+            Self::First(n) => n,
+        }
+    }
+
+    /// Notes how many there may still be.
+    pub const fn set_limit(&mut self, left: u64) {
+        if let Self::First(n) = self {
+            *n = left;
+        }
+    }
 }
 
 /// A method at work on one tensor, or on the whole model.

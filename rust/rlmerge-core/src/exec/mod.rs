@@ -8,6 +8,7 @@ mod job;
 mod jobs;
 mod linear;
 mod masks;
+mod mask;
 mod norms;
 mod observer;
 mod pass;

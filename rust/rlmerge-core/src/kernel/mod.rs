@@ -5,6 +5,7 @@
 //! loop an operation, each compiled for every SIMD [`Level`]. [`naive`] holds the same operations
 //! one element at a time, as the oracle of the tests.
 
+pub mod blocks;
 pub mod combine;
 pub mod convert;
 pub mod gram;
@@ -13,6 +14,7 @@ pub mod level;
 pub mod masks;
 pub mod naive;
 pub mod philox;
+pub mod ranks;
 pub mod rng;
 pub mod select;
 pub mod sphere;

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::deltas::{DeltaExpert, Deltas, Rescale, Sparsify, ZeroSign};
+use super::deltas::{Combine, DeltaExpert, Deltas, ELECT, Rescale, Sparsify};
 use super::{Family, Passes, Program, Setup, WEIGHT};
 use crate::error::{Error, Result};
 use crate::plan::method::{BaseUse, Default, Kind, Memory, Method, Parameter, SHARE, both};
@@ -202,10 +202,12 @@ fn tall(setup: &Setup<'_>, then: Use) -> Result<Tall> {
                 model: 1 + i,
                 weight: weights[*i],
                 density: if ties { densities[*i] } else { 1.0 },
+                gamma: 0.0,
+                epsilon: 0.0,
             })
             .collect(),
         sparsify: if ties { Sparsify::Magnitude } else { Sparsify::Nothing },
-        election: ties.then_some(ZeroSign::Plus),
+        combine: if ties { ELECT } else { Combine::Sum },
         normalize: settings.flag("normalize"),
         lambda: 1.0,
         rescale: Rescale::Nothing,

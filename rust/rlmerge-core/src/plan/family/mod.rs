@@ -6,6 +6,7 @@ pub mod gram;
 pub mod linear;
 pub mod masks;
 pub mod ram;
+pub mod sparse;
 
 use super::PlannedTensor;
 use super::method::{ANY, Default, Method, Parameter, both, split};
@@ -14,7 +15,7 @@ use crate::error::{Error, Result};
 
 /// The rows of all families, in the order in which they are listed.
 pub static METHODS: &[&[Method]] =
-    &[linear::METHODS, deltas::METHODS, gram::METHODS, ram::METHODS, masks::METHODS];
+    &[linear::METHODS, deltas::METHODS, sparse::METHODS, gram::METHODS, ram::METHODS, masks::METHODS];
 
 /// A method with its numbers filled in: what [`crate::exec`] interprets.
 #[derive(Debug, Clone, PartialEq)]
