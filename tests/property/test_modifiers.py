@@ -143,6 +143,33 @@ def test_the_report_says_what_was_learnt(tmp_path):
     assert report.bytes_read == 3 * sum(t.nbytes for m in (base, *experts) for t in m.values())
 
 
+def test_an_expert_in_full_measure_is_scaled_too():
+    base, experts = models("F32")
+    parameters, lines = {"weight": [1, 0, 0]}, (0.5, 0.25)
+    got = merging.merge("task_arithmetic", experts, base, parameters=parameters, lines=lines)
+    want = modifiers.merge(METHODS["task_arithmetic"], base, experts, parameters, lines=lines)
+    for name, merged in want.items():
+        assert_matches(got[name], merged, name)
+
+
+def test_experts_without_weight_take_no_part():
+    base, experts = models("F32")
+    for given in ({"match_norm": "mean"}, {"match_norm": 3, "lines": ("auto", 0.5)}):
+        some = merging.merge("task_arithmetic", experts, base, parameters={"weight": [0, 1, 1]}, **given)
+        if given.get("match_norm") == 3:
+            given = {**given, "match_norm": 2}
+        others = merging.merge("task_arithmetic", experts[1:], base, **given)
+        assert merging.digest(some) == merging.digest(others)
+    with pytest.raises(rlmerge.RecipeError, match="weight 0"):
+        merging.merge("task_arithmetic", experts, base, parameters={"weight": [0, 1, 1]}, match_norm=1)
+
+
+def test_masks_beside_scaled_deltas():
+    """Methods that write masks are measured without writing them twice."""
+    base, experts = models("F32")
+    merging.merge("emr", experts, base, shards=1, lines=("auto", 0.5), match_norm="min")
+
+
 def test_a_rule_without_a_tensor_is_said():
     base, experts = models("F32")
     with merging.written(experts, base) as (paths, base_path, root):

@@ -92,9 +92,9 @@ def merge(
             by = alpha + beta * depth(n, base)
             merged = out[n]
             kept = merged.value == wide(base[n])
-            scaled = add_to_base(
-                base[n], [], by * (merged.value - wide(base[n])), abs(by) * merged.scale, merged.dtype, kept
-            )
+            # An expert that would be copied has a delta like any other here.
+            change = merged.value - wide(base[n]) if merged.own is None else delta(merged.own, base[n])
+            scaled = add_to_base(base[n], [], by * change, abs(by) * merged.scale, merged.dtype, kept)
             # Alpha comes out of sums over the whole model, in another order than the engine's.
             scaled.roundings = 64 if lines[0] != "auto" else 1 << 14
             out[n] = scaled if by != 1 else merged

@@ -136,7 +136,7 @@ impl<'a> Run<'a> {
         let modifiers = &self.plan.recipe.modifiers;
         if let (Some(norm), MatchScope::Model) = (modifiers.match_norm, modifiers.match_norm_scope) {
             let all = 0..self.plan.tensors.len();
-            self.factors = norm.factors(&self.norms(all, &is_merged, "the whole model", false)?);
+            self.factors = self.factors(norm, &self.norms(all, &is_merged, "the whole model", false)?);
         }
         match modifiers.lines.map(|lines| lines.alpha) {
             None => {}
@@ -149,7 +149,7 @@ impl<'a> Run<'a> {
         }
         self.all_tensors()?;
         let learnt = Learnt {
-            norm_factors: (!self.factors.is_empty()).then(|| std::mem::take(&mut self.factors)),
+            norm_factors: (!self.factors.is_empty()).then(|| self.factors_by_expert()),
             lines_alpha: modifiers.lines.map(|_| self.alpha),
         };
         let (tensors, totals) = self.statistics.finish();
@@ -179,7 +179,7 @@ impl<'a> Run<'a> {
         tiles.sort_unstable_by_key(|(ordinal, _)| *ordinal);
         let sum = |at: usize| tiles.iter().map(|(_, sums)| sums[at]).sum::<f64>();
         let (merged, added) = (sum(0), sum(1));
-        let alpha = added / merged / self.plan.recipe.models.len() as f64;
+        let alpha = added / merged / self.experts().len() as f64;
         if alpha.is_finite() {
             return Ok(alpha);
         }
@@ -195,6 +195,23 @@ impl<'a> Run<'a> {
         })
     }
 
+    /// The experts that the method reads, as indices among the models: those without weight take no part.
+    fn experts(&self) -> Vec<usize> {
+        self.plan.programs[Treatment::Merge as usize].family().models().split_off(1)
+    }
+
+    /// The factors that bring these norms to one, in the order of the experts that are read.
+    fn factors(&self, norm: MatchNorm, norms: &[f64]) -> Vec<f64> {
+        norm.factors(norms, |number| self.experts().iter().position(|model| *model == number))
+    }
+
+    /// The factors of all experts of the recipe; none for those that take no part.
+    fn factors_by_expert(&self) -> Vec<Option<f64>> {
+        let experts = self.experts();
+        let factor = |number| experts.iter().position(|model| *model == number).map(|at| self.factors[at]);
+        (1..=self.plan.recipe.models.len()).map(factor).collect()
+    }
+
     /// Norms of the experts' deltas over those tensors of a range that are `mine`.
     fn norms(
         &self,
@@ -203,7 +220,7 @@ impl<'a> Run<'a> {
         scope: &str,
         keep_pages: bool,
     ) -> Result<Vec<f64>> {
-        let mut job = NormsJob::new(self.plan.recipe.models.len());
+        let mut job = NormsJob::new(self.experts().len());
         self.learn(&mut job, tensors, mine, scope, keep_pages, Factors::NONE)?;
         Ok(job.into_norms())
     }
@@ -315,9 +332,9 @@ impl<'a> Run<'a> {
         id: TileId,
         norm: MatchNorm,
     ) -> Result<Vec<f64>> {
-        let mut job = NormsJob::new(self.plan.recipe.models.len());
+        let mut job = NormsJob::new(self.experts().len());
         self.learn_alone(work, slice, id, &mut job, &[])?;
-        Ok(norm.factors(&job.into_norms()))
+        Ok(self.factors(norm, &job.into_norms()))
     }
 
     /// All scans of a tensor of one tile, by one worker.
@@ -348,7 +365,9 @@ impl<'a> Run<'a> {
         let mut job = self.job(tensor);
         let keep_pages = self.plan.source_bytes(tensor) <= KEPT_BYTES;
         let own = match self.matches_alone(tensor) {
-            Some(norm) => Some(norm.factors(&self.norms(at..at + 1, &|_| true, &tensor.name, keep_pages)?)),
+            Some(norm) => {
+                Some(self.factors(norm, &self.norms(at..at + 1, &|_| true, &tensor.name, keep_pages)?))
+            }
             None => None,
         };
         let factors = Factors::Same(own.as_deref().unwrap_or(&self.factors));
@@ -385,7 +404,7 @@ impl<'a> Run<'a> {
         }
         let of = |(at, tensor): (usize, &PlannedTensor)| match self.matches_alone(tensor) {
             Some(norm) if mine(tensor) => {
-                Ok(norm.factors(&self.norms(at..at + 1, &|_| true, &tensor.name, false)?))
+                Ok(self.factors(norm, &self.norms(at..at + 1, &|_| true, &tensor.name, false)?))
             }
             _ => Ok(Vec::new()),
         };

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::shard::{Checkpoint, ConfigFacts, FileIdentity, Kind, quantised};
-use family::{Passes, Program, Setup, linear};
+use family::{Passes, Program, Setup, deltas, linear};
 use layout::{Item, Layout};
 use modifiers::{Alpha, MatchScope, Treatment};
 use recipe::{OutputForm, Recipe, Settings};
@@ -190,12 +190,20 @@ impl MergePlan {
             return Err(error);
         }
         let experts = recipe.models.len();
+        // One expert in full measure is copied, unless its delta is to be scaled by depth.
+        let program = match program {
+            Program::Scaled(one) if recipe.modifiers.lines.is_some() && one.model > 0 => {
+                deltas::in_full(one.model)
+            }
+            other => other,
+        };
         // In the order of `modifiers::Treatment`.
         let programs = vec![
             program,
             linear::weighted_sum(models.len() - experts, &vec![1.0; experts], experts as f64),
             Program::copy(0),
         ];
+        recipe.modifiers.check_experts(&programs[Treatment::Merge as usize].family().models())?;
         let plan = Self::new(recipe, settings, programs, dtype, &models)?;
         Ok((plan, models))
     }

@@ -81,14 +81,15 @@ pub enum Over {
 impl MatchNorm {
     /// What each expert's delta is multiplied by to have the norm, out of the norms of the experts. A delta whose
     /// norm is zero or not finite stays as it is and does not count; where the named expert's is so, all stay.
+    /// `place` finds the norm of an expert by its number.
     #[must_use]
-    pub fn factors(self, norms: &[f64]) -> Vec<f64> {
+    pub fn factors(self, norms: &[f64], place: impl Fn(usize) -> Option<usize>) -> Vec<f64> {
         let usable = |n: f64| n > 0.0 && n.is_finite();
         let counted = || norms.iter().copied().filter(|n| usable(*n));
         let target = match self {
             Self::Over(Over::Mean) => counted().sum::<f64>() / counted().count() as f64,
             Self::Over(Over::Min) => counted().fold(f64::INFINITY, f64::min),
-            Self::Expert(number) => norms[number - 1],
+            Self::Expert(number) => place(number).map_or(f64::NAN, |at| norms[at]),
         };
         norms.iter().map(|n| if usable(*n) && usable(target) { target / n } else { 1.0 }).collect()
     }
@@ -157,6 +158,20 @@ impl Modifiers {
             return refuse(format!("`match_norm` names expert {number} of {experts}; they count from 1"));
         }
         Ok(())
+    }
+
+    /// Checks that the expert whose norm counts is among the models that are read.
+    ///
+    /// # Errors
+    /// [`Error::RecipeInvalid`].
+    pub fn check_experts(&self, read: &[usize]) -> Result<()> {
+        match self.match_norm {
+            Some(MatchNorm::Expert(number)) if !read.contains(&number) => {
+                let message = format!("`match_norm` names expert {number}, which has weight 0 and takes no part");
+                Err(Error::RecipeInvalid { message })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What is done with the tensor of this name.
@@ -267,11 +282,12 @@ mod tests {
 
     #[test]
     fn norms_are_matched_where_there_are_any() {
-        assert_eq!(MatchNorm::Over(Over::Mean).factors(&[1.0, 3.0]), [2.0, 2.0 / 3.0]);
-        assert_eq!(MatchNorm::Over(Over::Min).factors(&[4.0, 2.0]), [0.5, 1.0]);
-        assert_eq!(MatchNorm::Expert(2).factors(&[4.0, 2.0, 0.0]), [0.5, 1.0, 1.0]);
-        assert_eq!(MatchNorm::Over(Over::Min).factors(&[4.0, 0.0, 8.0]), [1.0, 1.0, 0.5]);
-        assert_eq!(MatchNorm::Over(Over::Mean).factors(&[0.0, 0.0]), [1.0, 1.0]);
-        assert_eq!(MatchNorm::Expert(1).factors(&[0.0, 2.0]), [1.0, 1.0]);
+        let factors = |norm: MatchNorm, norms: &[f64]| norm.factors(norms, |number| Some(number - 1));
+        assert_eq!(factors(MatchNorm::Over(Over::Mean), &[1.0, 3.0]), [2.0, 2.0 / 3.0]);
+        assert_eq!(factors(MatchNorm::Over(Over::Min), &[4.0, 2.0]), [0.5, 1.0]);
+        assert_eq!(factors(MatchNorm::Expert(2), &[4.0, 2.0, 0.0]), [0.5, 1.0, 1.0]);
+        assert_eq!(factors(MatchNorm::Over(Over::Min), &[4.0, 0.0, 8.0]), [1.0, 1.0, 0.5]);
+        assert_eq!(factors(MatchNorm::Over(Over::Mean), &[0.0, 0.0]), [1.0, 1.0]);
+        assert_eq!(factors(MatchNorm::Expert(1), &[0.0, 2.0]), [1.0, 1.0]);
     }
 }

@@ -88,9 +88,9 @@ pub struct TaskReport {
 /// What modifiers learnt over the whole model.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Learnt {
-    /// What each expert's delta was multiplied by (`match_norm` over the model).
+    /// What each expert's delta was multiplied by (`match_norm` over the model); null for one without weight.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub norm_factors: Option<Vec<f64>>,
+    pub norm_factors: Option<Vec<Option<f64>>>,
     /// The α of `lines`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lines_alpha: Option<f64>,

@@ -289,6 +289,24 @@ pub struct Deltas {
     pub mergekit: bool,
 }
 
+/// The base plus one expert's whole delta: that expert, but for rounding.
+#[must_use]
+pub fn in_full(model: usize) -> Program {
+    Program::Deltas(Deltas {
+        base: 0,
+        experts: vec![DeltaExpert { model, weight: 1.0, density: 1.0, gamma: 0.0, epsilon: 0.0 }],
+        sparsify: Sparsify::Nothing,
+        combine: Combine::Sum,
+        normalize: false,
+        lambda: 1.0,
+        rescale: Rescale::Nothing,
+        keep_all_ties: false,
+        whole_model: false,
+        seed: 0,
+        mergekit: false,
+    })
+}
+
 /// An election; the recipe says what a zero sum elects.
 pub const ELECT: Combine = Combine::Elect(ZeroSign::Plus);
 
