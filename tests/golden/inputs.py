@@ -81,7 +81,16 @@ SETTINGS: dict[str, tuple[str, dict, dict]] = {
     "karcher": ("karcher", {}, {}),
     "model_stock": ("model_stock", {}, {}),
     "model_stock-mergekit": ("model_stock", {"filter_wise": True}, {"compat": "mergekit"}),
+    "magmax": ("magmax", {}, {}),
+    "nearswap": ("nearswap", {"t": 0.015625}, {}),
+    "sce": ("sce", {}, {}),
+    "sce-mergekit": ("sce", {"select_topk": 0.5}, {"compat": "mergekit"}),
+    "arcee_fusion": ("arcee_fusion", {}, {}),
+    "metagpt": ("metagpt", {}, {}),
 }
+
+#: Methods of one expert.
+ALONE = ("passthrough", "nearswap", "arcee_fusion")
 
 
 def cases() -> dict[str, Golden]:
@@ -93,6 +102,8 @@ def cases() -> dict[str, Golden]:
                 continue  # the mean of two scalars falls in the middle between two F8 numbers
             base, experts = models(dtype, 1 if method == "passthrough" else 2)
             if method in ("linear", "slerp", "passthrough", "karcher"):
+            base, experts = models(dtype, 1 if method in ALONE else 2)
+            if method in ("linear", "slerp", "passthrough"):
                 base = None
             out[f"{name}-{dtype}"] = Golden(method, base, experts, parameters, options)
     return out

@@ -7,18 +7,24 @@ between two correct f64 evaluations of the same formula can be.
 """
 
 from tests.reference import (
+    arcee_fusion,
     breadcrumbs,
     cabs,
     dare,
     della,
     karcher,
     linear,
+    magmax,
     masks,
+    metagpt,
     model_stock,
     multislerp,
+    nearswap,
     nuslerp,
     passthrough,
+    pcb,
     ram,
+    sce,
     slerp,
     task_arithmetic,
     ties,
@@ -51,6 +57,12 @@ METHODS = {
     "consensus": masks.consensus,
     "tall_masks": masks.tall_masks,
     "emr": masks.emr,
+    "magmax": magmax.merge,
+    "nearswap": nearswap.merge,
+    "sce": sce.merge,
+    "arcee_fusion": arcee_fusion.merge,
+    "pcb": pcb.merge,
+    "metagpt": metagpt.merge,
 }
 
 __all__ = ["METHODS", "Merged"]

@@ -32,6 +32,11 @@ fn cases() -> Vec<(&'static Method, Value)> {
         ("nuslerp", json!({"nuslerp_flatten": false})),
         ("nuslerp", json!({"nuslerp_flatten": false, "nuslerp_row_wise": true, "weight": [0.3, 0.7]})),
         ("model_stock", json!({"filter_wise": true})),
+        ("sce", json!({"select_topk": 0.5})),
+        ("sce", json!({"select_topk": 1.0})),
+        ("nearswap", json!({"t": 0.001})),
+        ("pcb", json!({"scope": "model", "ratio": 0.3})),
+        ("metagpt", json!({"scope": "tensor"})),
     ] {
         cases.push((Method::find(name).expect("a row of the table"), parameters));
     }

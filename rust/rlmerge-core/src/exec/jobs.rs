@@ -1,7 +1,7 @@
 //! Which job does the work of which program.
 
 use super::job::{Job, Scope};
-use super::{deltas, gram, linear, masks, ram};
+use super::{deltas, element, gram, linear, masks, ram};
 use crate::plan::family::Program;
 
 /// The program at work on a scope.
@@ -16,6 +16,7 @@ pub fn job<'p>(program: &'p Program, scope: Scope<'_>) -> Box<dyn Job + 'p> {
         Program::Tall(plan) => Box::new(masks::TallJob::new(plan, scope)),
         Program::Emr(plan) => Box::new(masks::EmrJob::new(plan)),
         Program::Expand(plan) => Box::new(masks::ExpandJob::new(plan, scope)),
+        Program::Element(plan) => element::job(*plan, scope),
         Program::Deltas(plan) => Box::new(deltas::DeltasJob::new(plan, scope)),
         Program::Gram(plan) => Box::new(gram::GramJob::new(plan, scope)),
     }

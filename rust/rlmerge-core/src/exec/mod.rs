@@ -3,12 +3,13 @@
 mod columns;
 mod deltas;
 mod digest;
+mod element;
 mod gram;
 mod job;
 mod jobs;
 mod linear;
-mod masks;
 mod mask;
+mod masks;
 mod norms;
 mod observer;
 mod pass;

@@ -8,6 +8,8 @@
 pub mod blocks;
 pub mod combine;
 pub mod convert;
+pub mod element;
+pub mod elementary;
 pub mod gram;
 pub mod lanes;
 pub mod level;

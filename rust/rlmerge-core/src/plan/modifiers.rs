@@ -167,7 +167,8 @@ impl Modifiers {
     pub fn check_experts(&self, read: &[usize]) -> Result<()> {
         match self.match_norm {
             Some(MatchNorm::Expert(number)) if !read.contains(&number) => {
-                let message = format!("`match_norm` names expert {number}, which has weight 0 and takes no part");
+                let message =
+                    format!("`match_norm` names expert {number}, which has weight 0 and takes no part");
                 Err(Error::RecipeInvalid { message })
             }
             _ => Ok(()),

@@ -2,6 +2,7 @@
 //! ([`Program`]), and, under the same name in `exec` and `kernel`, what is done with a tensor.
 
 pub mod deltas;
+pub mod element;
 pub mod gram;
 pub mod linear;
 pub mod masks;
@@ -14,8 +15,15 @@ use super::recipe::{Compat, Settings};
 use crate::error::{Error, Result};
 
 /// The rows of all families, in the order in which they are listed.
-pub static METHODS: &[&[Method]] =
-    &[linear::METHODS, deltas::METHODS, sparse::METHODS, gram::METHODS, ram::METHODS, masks::METHODS];
+pub static METHODS: &[&[Method]] = &[
+    linear::METHODS,
+    deltas::METHODS,
+    sparse::METHODS,
+    gram::METHODS,
+    element::METHODS,
+    ram::METHODS,
+    masks::METHODS,
+];
 
 /// A method with its numbers filled in: what [`crate::exec`] interprets.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,6 +44,8 @@ pub enum Program {
     Expand(masks::Expand),
     /// Spherical interpolation, means on the sphere, Model Stock.
     Gram(gram::Gram),
+    /// An element-wise method.
+    Element(element::Element),
 }
 
 impl Program {
@@ -57,6 +67,7 @@ impl Program {
             Self::Emr(p) => p,
             Self::Expand(p) => p,
             Self::Gram(p) => p,
+            Self::Element(p) => p,
         }
     }
 }
