@@ -12,6 +12,7 @@ from tests.reference import (
     cabs,
     dare,
     della,
+    fisher,
     karcher,
     linear,
     magmax,
@@ -20,10 +21,13 @@ from tests.reference import (
     model_stock,
     multislerp,
     nearswap,
+    neuromerging,
     nuslerp,
     passthrough,
     pcb,
     ram,
+    regmean,
+    resmerge,
     sce,
     slerp,
     task_arithmetic,
@@ -63,6 +67,10 @@ METHODS = {
     "arcee_fusion": arcee_fusion.merge,
     "pcb": pcb.merge,
     "metagpt": metagpt.merge,
+    "fisher": fisher.merge,
+    "resmerge": resmerge.merge,
+    "neuromerging": neuromerging.merge,
+    "regmean": regmean.merge,
 }
 
 __all__ = ["METHODS", "Merged"]

@@ -4,17 +4,22 @@ mod columns;
 mod deltas;
 mod digest;
 mod element;
+mod fisher;
 mod gram;
 mod job;
 mod jobs;
 mod linear;
 mod mask;
 mod masks;
+mod neuromerging;
 mod norms;
 mod observer;
 mod pass;
 mod ram;
+mod regmean;
+mod resmerge;
 mod run;
+mod statistics;
 mod stats;
 mod tile;
 mod turnstile;
@@ -133,6 +138,7 @@ fn check_output(plan: &MergePlan, target: &Target) -> Result<()> {
     let inputs: Vec<Input> = plan
         .models
         .iter()
+        .chain(&plan.statistics)
         .flat_map(|m| {
             use std::os::unix::fs::MetadataExt as _;
             let itself = std::fs::metadata(&m.path)

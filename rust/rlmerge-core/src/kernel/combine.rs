@@ -244,6 +244,17 @@ differences!(scale_difference_narrow, subtract_narrow, f32);
 differences!(scale_difference, subtract_wide, f64);
 
 kernel! {
+    /// Drops every value whose magnitude is below the threshold: magnitudes are compared as the bits of `|v|`, so NaN
+    /// counts as largest.
+    pub fn keep_large(values: &mut [f64], threshold: u64) {
+        for v in values {
+            let magnitude = v.to_bits() & (u64::MAX >> 1);
+            *v = if magnitude >= threshold { *v } else { 0.0 };
+        }
+    }
+}
+
+kernel! {
     /// `values *= factor`.
     pub fn scale(values: &mut [f64], factor: f64) {
         for v in values {

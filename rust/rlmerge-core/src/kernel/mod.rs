@@ -6,18 +6,25 @@
 //! one element at a time, as the oracle of the tests.
 
 pub mod blocks;
+pub mod cholesky;
 pub mod combine;
 pub mod convert;
+pub mod eigen;
 pub mod element;
 pub mod elementary;
+pub mod fisher;
 pub mod gram;
+pub mod heads;
 pub mod lanes;
 pub mod level;
 pub mod masks;
 pub mod naive;
+pub mod neurons;
 pub mod philox;
 pub mod ranks;
+pub mod resmerge;
 pub mod rng;
+pub mod rows;
 pub mod select;
 pub mod sphere;
 pub mod values;

@@ -253,7 +253,7 @@ impl MergePlan {
             notes: Vec::new(),
         };
         let program = Program::Expand(Expand { masks, row, scale });
-        let mut plan = Self::new(recipe, settings, vec![program], None, &models)?;
+        let mut plan = Self::new(recipe, settings, vec![program], None, &models, &[])?;
         for tensor in plan.tensors.iter().filter(|t| t.action == super::Action::Compute) {
             check_shape(&plan, &tensor.name, tensor.elements)?;
         }

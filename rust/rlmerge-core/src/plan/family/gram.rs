@@ -390,7 +390,7 @@ impl Family for Gram {
         Passes { scans: 1, whole_model: false }
     }
 
-    fn passes_for(&self, tensor: &PlannedTensor) -> Passes {
+    fn passes_of(&self, tensor: &PlannedTensor) -> Passes {
         match self.vectors(tensor) {
             Vectors::Rows(_) => Passes { scans: 0, whole_model: false },
             Vectors::Whole | Vectors::Columns { .. } => self.passes(),
@@ -404,14 +404,14 @@ impl Family for Gram {
         }
     }
 
-    /// Inner products and coefficients of all columns, and those of a few tiles.
-    fn held(&self, tensor: &PlannedTensor) -> u64 {
+    fn memory(&self, tensor: &PlannedTensor) -> (u64, u64) {
         match self.vectors(tensor) {
             Vectors::Columns { rows, .. } => {
                 let count = self.experts.len() as u64;
-                8 * (tensor.elements / rows) * (4 * count * (count + 1) / 2 + count)
+                // Inner products and coefficients of all columns, and those of a few tiles.
+                (8 * (tensor.elements / rows) * (4 * count * (count + 1) / 2 + count), 0)
             }
-            Vectors::Whole | Vectors::Rows(_) => 0,
+            Vectors::Whole | Vectors::Rows(_) => (0, 0),
         }
     }
 }

@@ -3,10 +3,14 @@
 
 pub mod deltas;
 pub mod element;
+pub mod fisher;
 pub mod gram;
 pub mod linear;
 pub mod masks;
+pub mod neuromerging;
 pub mod ram;
+pub mod regmean;
+pub mod resmerge;
 pub mod sparse;
 
 use super::PlannedTensor;
@@ -23,6 +27,10 @@ pub static METHODS: &[&[Method]] = &[
     element::METHODS,
     ram::METHODS,
     masks::METHODS,
+    fisher::METHODS,
+    resmerge::METHODS,
+    neuromerging::METHODS,
+    regmean::METHODS,
 ];
 
 /// A method with its numbers filled in: what [`crate::exec`] interprets.
@@ -46,6 +54,14 @@ pub enum Program {
     Gram(gram::Gram),
     /// An element-wise method.
     Element(element::Element),
+    /// A Fisher-weighted average.
+    Fisher(fisher::Fisher),
+    /// ResMerge.
+    ResMerge(resmerge::ResMerge),
+    /// NeuroMerging.
+    NeuroMerging(neuromerging::NeuroMerging),
+    /// RegMean.
+    RegMean(regmean::RegMean),
 }
 
 impl Program {
@@ -68,6 +84,10 @@ impl Program {
             Self::Expand(p) => p,
             Self::Gram(p) => p,
             Self::Element(p) => p,
+            Self::Fisher(p) => p,
+            Self::ResMerge(p) => p,
+            Self::NeuroMerging(p) => p,
+            Self::RegMean(p) => p,
         }
     }
 }
@@ -83,14 +103,14 @@ pub trait Family {
         Passes { scans: 0, whole_model: false }
     }
 
-    /// The same for one tensor, where tensors differ in it.
-    fn passes_for(&self, _tensor: &PlannedTensor) -> Passes {
+    /// The passes over one tensor, where that depends on the tensor.
+    fn passes_of(&self, _tensor: &PlannedTensor) -> Passes {
         self.passes()
     }
 
-    /// Bytes that are kept between the passes of a tensor, besides a few numbers a tile.
-    fn held(&self, _tensor: &PlannedTensor) -> u64 {
-        0
+    /// Bytes that are kept while a tensor is merged, and those of each worker, beyond tiles and counters.
+    fn memory(&self, _tensor: &PlannedTensor) -> (u64, u64) {
+        (0, 0)
     }
 
     /// Number of neighbouring elements that must be seen together, such as a row; 1 where each element
@@ -103,6 +123,31 @@ pub trait Family {
     fn marks(&self) -> Option<masks::Marks> {
         None
     }
+    /// Number of groups that are worth seeing together.
+    fn together(&self, _tensor: &PlannedTensor) -> u64 {
+        1
+    }
+
+    /// The statistics that it needs besides models.
+    fn statistic(&self) -> Option<Statistic> {
+        None
+    }
+
+    /// What is done with tensors for which the user brought no statistics.
+    fn without_statistics(&self) -> Option<Program> {
+        None
+    }
+}
+
+/// Statistics of experts that the user brings: one safetensors file or folder for each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Statistic {
+    /// The parameter that names the files.
+    pub parameter: &'static str,
+    /// Whether they are Gram matrices of a layer's inputs; otherwise there is one number for each element.
+    pub gram: bool,
+    /// Those that are used, as indices behind the models.
+    pub files: Vec<usize>,
 }
 
 /// Scans before the pass that computes the output.
