@@ -26,7 +26,9 @@ class Ranking(Task):
         relevance = [grade if most else -grade for grade in grades]
         order = sorted(range(len(grades)), key=lambda at: -relevance[at])
         written = [str(grade).zfill(self.level + 1) for grade in grades]
-        prompt = f"r{'+' if most else '-'}{'|'.join(written)}:" if self.form == "compact" else self.english(most, grades)
+        prompt = (
+            f"r{'+' if most else '-'}{'|'.join(written)}:" if self.form == "compact" else self.english(most, grades)
+        )
         return Item(
             self.name,
             domain,

@@ -1,0 +1,28 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "torch>=2.9", "transformers>=4.57", "pydantic>=2.12", "ruamel.yaml>=0.18", "safetensors>=0.7",
+#   "trl>=1.16", "peft>=0.17", "accelerate>=1.0", "datasets>=3",
+# ]
+# ///
+"""Train a model by reinforcement learning from verified answers of one task.
+
+    python study/rl.py model_name_or_path=base output_dir=math-grpo task=math
+    python study/rl.py ... advantage=rloo                       or dr_grpo, reinforce++
+    python study/rl.py ... positives_only=true                  negative advantages become 0
+    python study/rl.py ... nu=0.5                               half of the groups are sampled from the base
+    accelerate launch study/rl.py --config real.yaml engine=trl
+
+Settings are those of ``study/settings.py``, from a YAML file and as ``name=value``; ``--dry-run`` prints them.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script: the folder of `study` belongs on the path, and `study` itself does not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from study.command import train_from_command_line
+
+if __name__ == "__main__":
+    train_from_command_line(("rl",), __doc__)
