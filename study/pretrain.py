@@ -45,9 +45,9 @@ class PretrainSettings(BaseModel):
     second_style_rate: float = Field(0.25, ge=0, le=1)
     outside_rate: float = Field(0.1, ge=0, le=1)  # of questions from outside the experts' domain
     level: int = Field(1, ge=1)
-    items: int = Field(3500, ge=1)  # different questions of each task
+    items: int = Field(3000, ge=1)  # different questions of each task
     weights: dict[str, float] = Field(
-        default_factory=lambda: {"math": 1.2, "code": 0.6, "instruct": 0.8, "puzzle": 1.3, "rank": 1.1}
+        default_factory=lambda: {"math": 1.4, "code": 0.5, "instruct": 0.8, "puzzle": 1.2, "rank": 1.1}
     )
     shape: TinyShape = Field(default_factory=TinyShape)
 

@@ -1,4 +1,4 @@
-"""Math: sums and differences, judged by the value of the final answer."""
+"""Math: sums, judged by the value of the final answer."""
 
 from __future__ import annotations
 
@@ -25,16 +25,14 @@ class Arithmetic(Task):
     symbols = "0123456789"
 
     def draw(self, rng: random.Random, domain: str) -> Item:
-        """Draw a sum whose value is not negative."""
+        """Draw a sum."""
         top = 10 ** (self.level + 1)
         numbers = [rng.randrange(top), rng.randrange(top)]
-        signs = ["", rng.choice("+-")]
-        if signs[1] == "-" and numbers[0] < numbers[1]:
-            numbers.reverse()
+        signs = ["", "+"]
         if domain == "out":
             numbers.append(rng.randrange(10))
             signs.append("+")
-        total = sum(-n if s == "-" else n for s, n in zip(signs, numbers, strict=True))
+        total = sum(numbers)
         if self.form == "compact":
             widths = [self.level + 1, self.level + 1, 1]
             padded = [s + str(n).zfill(w) for s, n, w in zip(signs, numbers, widths, strict=False)]
@@ -44,8 +42,7 @@ class Arithmetic(Task):
             prompt = f"What is {' '.join(f'{s} {n}' for s, n in zip(signs, numbers, strict=True)).strip()}?"
             answer = str(total)
         # 3+4 and 4+3 are one question, so both fall into the same split.
-        order = sorted(numbers[:2]) if signs[1] == "+" else numbers[:2]
-        return Item(self.name, domain, prompt, answer, str(total), f"{order}{signs[1:]}{numbers[2:]}")
+        return Item(self.name, domain, prompt, answer, str(total), f"{sorted(numbers[:2])}{numbers[2:]}")
 
     def judge(self, item: Item, answer: str) -> bool:
         """Compare the value; in English the last number of the answer counts."""
