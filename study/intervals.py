@@ -1,0 +1,87 @@
+"""Intervals: bootstraps over seeds and test items, and rank correlation. Everything is deterministic by seed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+DRAWS = 1000
+LEVEL = 0.95
+
+
+def bounds(draws: np.ndarray) -> tuple[float, float]:
+    """Return the interval that holds the middle of the draws; NaN draws count for nothing."""
+    kept = draws[np.isfinite(draws)]
+    if not len(kept):
+        return float("nan"), float("nan")
+    low, high = np.quantile(kept, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def resample(seeds: int, items: int, draws: int = DRAWS) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Draw seeds and items with replacement; the same draws serve every number, so differences are paired.
+
+    Returns
+    -------
+    list
+        Pairs of seed indices [seeds] and item indices [items].
+    """
+    rng = np.random.default_rng(20260722)
+    return [(rng.integers(0, seeds, seeds), rng.integers(0, items, items)) for _ in range(draws)]
+
+
+def standard_error(scores: Sequence[int]) -> float:
+    """Return the standard error of a mean of zeros and ones."""
+    values = np.asarray(scores, dtype=float)
+    return float(np.sqrt(max(values.mean() * (1 - values.mean()), 1e-12) / len(values)))
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return Spearman's rank correlation; equal values share their mean rank."""
+    a, b = (ranks(np.asarray(values, dtype=float)) for values in (first, second))
+    if a.std() == 0 or b.std() == 0:
+        return float("nan")
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Return ranks from 1; equal values share their mean rank."""
+    order = np.argsort(values, kind="stable")
+    found = np.empty(len(values))
+    found[order] = np.arange(1, len(values) + 1)
+    for value in np.unique(values):
+        same = values == value
+        found[same] = found[same].mean()
+    return found
+
+
+def correlation_interval(
+    first: Sequence[float], second: Sequence[float], groups: Sequence[object]
+) -> tuple[float, float, float]:
+    """Return a rank correlation with its interval, resampling whole groups: pairs of one group share experts."""
+    a, b = np.asarray(first, float), np.asarray(second, float)
+    members = [np.flatnonzero([g == group for g in groups]) for group in dict.fromkeys(groups)]
+    rng = np.random.default_rng(20260722)
+    draws = []
+    for _ in range(DRAWS):
+        chosen = np.concatenate([members[at] for at in rng.integers(0, len(members), len(members))])
+        draws.append(rank_correlation(list(a[chosen]), list(b[chosen])))
+    low, high = bounds(np.asarray(draws))
+    return rank_correlation(first, second), low, high
+
+
+def interval(measure: Callable[[np.ndarray, np.ndarray], float], seeds: int, items: int) -> dict[str, float]:
+    """Measure something on all seeds and items, and on resampled ones.
+
+    Parameters
+    ----------
+    measure
+        Takes seed indices and item indices.
+    """
+    whole = measure(np.arange(seeds), np.arange(items))
+    low, high = bounds(np.asarray([measure(s, i) for s, i in resample(seeds, items)]))
+    return {"value": whole, "low": low, "high": high}
