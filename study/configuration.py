@@ -126,7 +126,9 @@ class StudyConfig(BaseModel):
 
     def pretraining(self, seed: int, output: Path) -> PretrainSettings:
         """Resolve the settings of one base."""
-        return PretrainSettings.model_validate({"level": self.level, **self.pretrain, "seed": seed, "output_dir": output})
+        return PretrainSettings.model_validate(
+            {"level": self.level, **self.pretrain, "seed": seed, "output_dir": output}
+        )
 
 
 def load_config(path: Path) -> StudyConfig:

@@ -34,9 +34,7 @@ def random_direction(like: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
     return found
 
 
-def survey(
-    config: StudyConfig, asker: Asker, base: Path, experts: dict[str, Path], seed: int
-) -> dict[str, Any]:
+def survey(config: StudyConfig, asker: Asker, base: Path, experts: dict[str, Path], seed: int) -> dict[str, Any]:
     """Walk from every expert.
 
     Returns
@@ -77,7 +75,10 @@ def survey(
         {
             "a": a,
             "b": b,
-            **{task: ask(task, [(a, deltas[first]), (b, deltas[second])]).count("1") / told.items for task in (first, second)},
+            **{
+                task: ask(task, [(a, deltas[first]), (b, deltas[second])]).count("1") / told.items
+                for task in (first, second)
+            },
         }
         for a in told.plane
         for b in told.plane

@@ -93,7 +93,13 @@ def rescale(base: Path | str, expert: Path, factor: float, output: Path) -> None
 
     output.parent.mkdir(parents=True, exist_ok=True)
     rlmerge.merge(
-        [expert], method="task_arithmetic", base=base, output=output, parameters={"weight": factor}, threads=1, force=True
+        [expert],
+        method="task_arithmetic",
+        base=base,
+        output=output,
+        parameters={"weight": factor},
+        threads=1,
+        force=True,
     )
 
 

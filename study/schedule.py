@@ -83,7 +83,15 @@ def plan_units(config: StudyConfig) -> list[Unit]:
                     )
                 )
             units.append(
-                Unit(f"conflict/s{seed}/{arm}", "conflict", names, config.arms, 5, [f"base/s{seed}"], [*here, f"match/s{seed}"])
+                Unit(
+                    f"conflict/s{seed}/{arm}",
+                    "conflict",
+                    names,
+                    config.arms,
+                    5,
+                    [f"base/s{seed}"],
+                    [*here, f"match/s{seed}"],
+                )
             )
             if arm in config.landscape.arms:
                 units.append(
@@ -155,8 +163,10 @@ def run_all(config: StudyConfig, work: Path, units: list[Unit]) -> dict[str, str
                     waiting.remove(unit)
                     lost[unit.name] = f"not begun, because {broken} failed"
                     spent += unit.weight
-                elif len(running) < config.workers and all(n in done for n in unit.needs) and all(
-                    n in done or n in lost for n in unit.awaits
+                elif (
+                    len(running) < config.workers
+                    and all(n in done for n in unit.needs)
+                    and all(n in done or n in lost for n in unit.awaits)
                 ):
                     waiting.remove(unit)
                     running[pool.submit(perform, config, work, unit)] = unit
@@ -184,7 +194,9 @@ def run_all(config: StudyConfig, work: Path, units: list[Unit]) -> dict[str, str
                     trace.write_text("".join(traceback.format_exception(error)))
                     say(f"{unit.name} FAILED: {lost[unit.name]} (details: {trace})")
                     continue
-                write_json(places.facts(unit.name), {"key": keys[unit.name], "seconds": round(seconds, 2), "found": found})
+                write_json(
+                    places.facts(unit.name), {"key": keys[unit.name], "seconds": round(seconds, 2), "found": found}
+                )
                 done.add(unit.name)
                 left = (time.monotonic() - began) / max(spent, 1e-9) * (total - spent)
                 say(f"[{len(done) + len(lost)}/{len(units)}] {unit.name}  {seconds:.1f} s  {told_time(left)} left")

@@ -281,7 +281,8 @@ def merge_experts(config: StudyConfig, places: Places, seed: int, arm: str, comp
         found["merged"][method] = {
             "+".join(s): score(method, chosen or {}, s, "test") for s in sets if fits(method, len(s))
         }
-    shutil.rmtree(places.work / "rescaled" / f"s{seed}" / arm, ignore_errors=True)
+    if comparison == "equal_norm":
+        shutil.rmtree(places.work / "rescaled" / f"s{seed}" / arm, ignore_errors=True)
     return found
 
 
