@@ -294,7 +294,7 @@ class Rl(Learner):
         if told.beta > 0:
             distance = objectives.kl_penalty(now, self.base_logs(batch, told.num_generations), batch.completion_mask)
             loss = loss + told.beta * distance
-            facts["kl"] = float(distance)
+            facts["kl"] = float(distance.detach())
         return loss, before, facts
 
 
@@ -409,7 +409,7 @@ class Ppo(Rl):
             loss = objectives.policy_loss(
                 now, before, mask, weight, epsilon=told.epsilon, kind="grpo", limit=told.max_completion_length
             )
-            more = {"entropy": entropy, "value_loss": float(error), **objectives.moments(weight[mask.bool()])}
+            more = {"entropy": entropy, "value_loss": float(error.detach()), **objectives.moments(weight[mask.bool()])}
             yield loss, {**facts, **more}
 
     def hidden(self, batch: Batch) -> Tensor:

@@ -11,6 +11,9 @@ FORMS = ("compact", "english")
 SPLITS = ("train", "validation", "test")
 DOMAINS = ("in", "out")
 
+# Draws in a row that bring no new question: then a family has no more of them.
+MOST_MISSES = 5000
+
 # Thousandths of the hash's range that belong to each split.
 TEST_SHARE = 150
 VALIDATION_SHARE = 100
@@ -100,12 +103,15 @@ class Task:
         """
         rng = random.Random(f"{self.name}/{self.form}/{self.level}/{split}/{domain}/{seed}")
         found: dict[str, Item] = {}
-        for _ in range(2000 + 200 * count):
+        misses = 0
+        while len(found) < count and misses < MOST_MISSES:
             item = self.draw(rng, domain)
-            if split_of(self.name, item.key) == split:
-                found.setdefault(item.key, item)
-                if len(found) == count:
-                    return list(found.values())
+            misses += 1
+            if split_of(self.name, item.key) == split and item.key not in found:
+                found[item.key] = item
+                misses = 0
+        if len(found) == count:
+            return list(found.values())
         msg = f"task {self.name} has only {len(found)} questions for {split}/{domain}, and {count} were asked for"
         raise ValueError(msg)
 

@@ -102,6 +102,7 @@ class Sandbox:
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._server is None or self._server.poll() is not None:
+            self.close()
             command = [sys.executable, "-I", "-S", str(WORKER), str(self.seconds), str(self.megabytes)]
             self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={})
         return self._server
