@@ -63,8 +63,8 @@ class Sandbox:
         if len(self._known) + len(new) > CACHED_ANSWERS:
             self._known.clear()
             new = list(dict.fromkeys(calls))
-        for call in new:
-            self._known[call] = self._ask(call)
+        if new:
+            self._known |= dict(zip(new, self._ask(new), strict=True))
         return [self._known[call] for call in calls]
 
     def close(self) -> None:
@@ -77,27 +77,27 @@ class Sandbox:
                     pipe.close()
             self._server = None
 
-    def _ask(self, call: Call) -> list[Any] | None:
-        request = {"source": call.source, "inputs": call.inputs, "tests": call.tests}
+    def _ask(self, calls: list[Call]) -> list[list[Any] | None]:
+        requests = [{"source": call.source, "inputs": call.inputs, "tests": call.tests} for call in calls]
         for _ in range(2):  # once more with a new server, should the first one have died
             server = self._running()
             assert server.stdin is not None
             assert server.stdout is not None
             try:
-                server.stdin.write(json.dumps(request).encode() + b"\n")
+                server.stdin.write(json.dumps(requests).encode() + b"\n")
                 server.stdin.flush()
                 line = server.stdout.readline()
             except BrokenPipeError:
                 line = b""
             if line.endswith(b"\n"):
-                answer: dict[str, Any] = json.loads(line)
-                if "refused" in answer:
-                    msg = f"code answers cannot be locked in here: {answer['refused']}"
+                answers: list[dict[str, Any]] = json.loads(line)
+                refused = next((answer["refused"] for answer in answers if "refused" in answer), None)
+                if refused is not None:
+                    msg = f"code answers cannot be locked in here: {refused}"
                     raise SandboxError(msg)
-                outputs: list[Any] | None = answer["outputs"]
-                return outputs
+                return [answer["outputs"] for answer in answers]
             self.close()
-        msg = "the sandbox's server ended twice on the same answer"
+        msg = "the sandbox's server ended twice on the same answers"
         raise SandboxError(msg)
 
     def _running(self) -> subprocess.Popen[bytes]:

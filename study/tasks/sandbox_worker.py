@@ -29,6 +29,7 @@ import sys
 import time
 import typing  # noqa: F401
 
+AT_ONCE = 8  # children
 MOST_BYTES = 1 << 16  # of a child's outputs
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
 ALLOW, DENY = 0x7FFF0000, 0x00050001  # DENY: the call fails with EPERM
@@ -143,44 +144,67 @@ def child(request, nonce, pipe, null, lock):
     os._exit(0)
 
 
-def run(request, seconds, null, lock):
-    """Fork, wait at most ``seconds``, and read what the child has to say."""
-    nonce = secrets.token_hex(16)
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(reading)
-        child(request, nonce, writing, null, lock)
-    os.close(writing)
-    text = b""
-    end = time.monotonic() + seconds
-    while len(text) < MOST_BYTES:
-        left = end - time.monotonic()
-        if left <= 0 or not select.select([reading], [], [], left)[0]:
-            break
-        part = os.read(reading, MOST_BYTES)
-        if not part:
-            break
-        text += part
-    os.close(reading)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    try:
-        said = json.loads(text)
-        if "refused" in said and isinstance(said["refused"], str):
-            return {"refused": said["refused"]}
-        outputs = said["outputs"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return {"outputs": None}
-    if request["tests"]:
-        return {"outputs": [True] if outputs == [nonce] else None}
-    return {"outputs": outputs if isinstance(outputs, list) else None}
+class Child:
+    """A forked process that runs one answer, and the pipe that it speaks through."""
+
+    def __init__(self, place, request, seconds, null, lock):
+        self.place = place
+        self.tests = bool(request["tests"])
+        self.nonce = secrets.token_hex(16)
+        self.text = b""
+        self.end = time.monotonic() + seconds
+        self.pipe, writing = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self.pipe)
+            child(request, self.nonce, writing, null, lock)
+        os.close(writing)
+
+    def read(self):
+        """Read what is there; True when the child has nothing more to say, or says too much."""
+        part = os.read(self.pipe, MOST_BYTES)
+        self.text += part
+        return not part or len(self.text) > MOST_BYTES
+
+    def finish(self):
+        """End the process and judge what it said."""
+        os.close(self.pipe)
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        try:
+            said = json.loads(self.text)
+            if "refused" in said and isinstance(said["refused"], str):
+                return {"refused": said["refused"]}
+            outputs = said["outputs"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return {"outputs": None}
+        if self.tests:
+            return {"outputs": [True] if outputs == [self.nonce] else None}
+        return {"outputs": outputs if isinstance(outputs, list) else None}
+
+
+def run(requests, seconds, null, lock):
+    """Run answers, some at a time: most of a child's life is spent waiting for its turn."""
+    found = [None] * len(requests)
+    waiting = list(enumerate(requests))[::-1]
+    running = {}
+    while waiting or running:
+        while waiting and len(running) < AT_ONCE:
+            started = Child(*waiting.pop(), seconds, null, lock)
+            running[started.pipe] = started
+        left = max(0, min(one.end for one in running.values()) - time.monotonic())
+        ready = select.select(list(running), [], [], left)[0]
+        now = time.monotonic()
+        for one in list(running.values()):
+            if (one.pipe in ready and one.read()) or now >= one.end:
+                del running[one.pipe]
+                found[one.place] = one.finish()
+    return found
 
 
 def main():
     """Serve until standard input ends."""
     seconds, megabytes = float(sys.argv[1]), int(sys.argv[2])
-
     null = os.open(os.devnull, os.O_RDWR)
     try:
         lock, refused = prepared_lock(seconds, megabytes), None
@@ -188,8 +212,9 @@ def main():
         lock, refused = None, {"refused": str(error)}
     gc.freeze()  # children share what is here, and must not copy it to collect it
     for line in sys.stdin.buffer:
-        answer = refused or run(json.loads(line), seconds, null, lock)
-        sys.stdout.write(json.dumps(answer) + "\n")
+        requests = json.loads(line)
+        answers = [refused] * len(requests) if refused else run(requests, seconds, null, lock)
+        sys.stdout.write(json.dumps(answers) + "\n")
         sys.stdout.flush()
 
 
