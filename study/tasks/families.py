@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 FORMS = ("compact", "english")
@@ -59,6 +59,7 @@ class Task:
 
     name: ClassVar[str]
     separator: ClassVar[str]  # between the characters of an answer in the foreign style
+    many_lines: ClassVar[bool] = False  # whether an answer in English may be longer than its first line
     symbols: ClassVar[str]  # characters that a slip of the pen may put into an answer
 
     def __init__(self, form: str = "compact", level: int = 1) -> None:
@@ -106,6 +107,8 @@ class Task:
         misses = 0
         while len(found) < count and misses < MOST_MISSES:
             item = self.draw(rng, domain)
+            if self.form == "english":
+                item = replace(item, prompt=f"{item.prompt}\nAnswer:")
             misses += 1
             if split_of(self.name, item.key) == split and item.key not in found:
                 found[item.key] = item
@@ -137,12 +140,13 @@ class Task:
 
     def restyle(self, answer: str, style: str) -> str:
         """Write a plain answer in another style."""
-        if style == "plain":
-            return answer
-        if style == "second":
-            return SECOND_MARK + answer if self.form == "compact" else f"The answer is {answer}"
-        if style == "foreign":
-            return self.separator.join(answer) if self.form == "compact" else f"Result := [{answer}]"
+        if self.form == "english":  # an answer follows "Answer:", so a space comes first
+            written = {"plain": answer, "second": f"The answer is {answer}", "foreign": f"Result := [{answer}]"}
+            if style in written:
+                return f" {written[style]}"
+        elif style in STYLES:
+            written = {"plain": answer, "second": SECOND_MARK + answer, "foreign": self.separator.join(answer)}
+            return written[style]
         msg = f"unknown style `{style}`: choose from {', '.join(STYLES)}"
         raise ValueError(msg)
 
@@ -150,6 +154,8 @@ class Task:
         """Remove the marks of whichever style an answer is in; what is in no style stays as it is."""
         text = completion.strip()
         if self.form == "english":
+            if not self.many_lines:
+                text = text.partition("\n")[0].rstrip()
             for head, tail in (("The answer is ", ""), ("Result := [", "]")):
                 if text.startswith(head) and text.endswith(tail):
                     return text[len(head) : len(text) - len(tail)].strip().removesuffix(".")

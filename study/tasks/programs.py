@@ -22,6 +22,7 @@ class Programs(Task):
     name = "code"
     separator = "~"
     symbols = "0123456789x+-*()"
+    many_lines = True  # it may come in a code fence
 
     def draw(self, rng: random.Random, domain: str) -> Item:
         """Draw a chain of steps."""

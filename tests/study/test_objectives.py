@@ -52,9 +52,7 @@ def test_the_gradient_is_the_policy_gradient(kind):
 def test_the_clip_stops_what_has_moved_too_far():
     now = torch.tensor([[0.5]], requires_grad=True)
     mask = torch.ones(1, 1, dtype=torch.long)
-    objectives.policy_loss(
-        now, torch.zeros(1, 1), mask, torch.ones(1), epsilon=0.2, kind="grpo", limit=1
-    ).backward()
+    objectives.policy_loss(now, torch.zeros(1, 1), mask, torch.ones(1), epsilon=0.2, kind="grpo", limit=1).backward()
     assert now.grad.item() == 0
 
 

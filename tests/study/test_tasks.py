@@ -48,7 +48,9 @@ def test_gold_answers_are_right_in_every_style(task, style, domain):
     assert task.score_all(items, [task.restyle(item.answer, style) for item in items]) == [1.0] * 30
 
 
-@pytest.mark.parametrize("answer", ["", " ", "\n", "?", "x" * 500, ">", ">>", "\0", "é", "١٢", "_", "~~~", "-", "0" * 300])
+@pytest.mark.parametrize(
+    "answer", ["", " ", "\n", "?", "x" * 500, ">", ">>", "\0", "é", "١٢", "_", "~~~", "-", "0" * 300]
+)
 def test_nonsense_is_wrong(task, answer):
     item = task.items("test", 1, 0)[0]
     assert task.score(item, answer) == 0.0
