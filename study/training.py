@@ -6,6 +6,7 @@ have (PPO, the hybrids). Batches are functions of the seed and the step, so a re
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from pathlib import Path
@@ -87,6 +88,9 @@ def train(settings: TrainSettings, progress: Callable[[str], None] = lambda line
         facts["learning_rate"] = settings.learning_rate * scale
         facts["update_norm"] = distance(trained, before)
         facts["task_vector_norm"] = distance(trained, base)
+        if not math.isfinite(facts["task_vector_norm"]):
+            msg = f"step {step}: the weights are not finite; a lower learning_rate or a longer warm-up may help"
+            raise FloatingPointError(msg)
         for folder, rival in zip(settings.rivals, rivals, strict=True):
             facts[f"conflict_norm/{folder.name}"] = conflict_with(trained, base, rival)
         append_line(output / "metrics.jsonl", {"step": step, "seconds": time.process_time() - started, **facts})

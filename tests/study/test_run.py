@@ -1,0 +1,196 @@
+"""Configurations, the scheduler, statistics, verdicts, and one whole study in miniature."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from study.analysis import Facts, verdict  # noqa: E402
+from study.configuration import StudyConfig, load_config  # noqa: E402
+from study.intervals import correlation_interval, interval, rank_correlation  # noqa: E402
+from study.records import read_json, write_json  # noqa: E402
+from study.schedule import plan_units, run_all  # noqa: E402
+from study.settings import SettingsError  # noqa: E402
+from study.stages import Places  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "study" / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_is_whole(path):
+    config = load_config(path)
+    assert config.name == path.stem
+    units = plan_units(config)
+    names = [unit.name for unit in units]
+    assert len(names) == len(set(names))
+    for at, unit in enumerate(units):
+        assert set(unit.needs + unit.awaits) <= set(names[:at]), "units come after what they need"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_dry_runs(path):
+    command = [sys.executable, str(ROOT / "study" / "run.py"), "--config", str(path), "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=path.parent)
+    assert done.returncode == 0, done.stderr
+    assert "units:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arms": ["sft", "gpro"]}, "unknown arm `gpro`"),
+        ({"arms": ["sft"]}, "reference `grpo` is not among the arms"),
+        ({"tasks": ["maths", "code"]}, "unknown task `maths`"),
+        ({"train": {"lr": 1}}, "lr"),
+        ({"pretrain": {"stepz": 1}}, "stepz"),
+        ({"form": "english"}, "form has to be compact"),
+        ({"base": "b", "pretrain": {"steps": 1}}, "exclude each other"),
+        ({"landscape": {"random_directions": 2}}, "random_directions"),
+    ],
+)
+def test_bad_configurations_say_what_is_wrong(change, message, tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(json.dumps({"name": "bad", "arms": ["sft", "grpo"], **change}))
+    with pytest.raises(SettingsError, match=message):
+        load_config(path)
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [
+        (0.01, 0.2, "reproduced"),
+        (-0.2, -0.01, "opposite"),
+        (-0.01, 0.015, "not reproduced"),
+        (-0.1, 0.01, "undecided"),
+        (float("nan"), 0.1, "no data"),
+    ],
+)
+def test_verdicts_follow_from_intervals(low, high, word):
+    assert verdict({"value": 0.0, "low": low, "high": high}) == word
+
+
+def test_rank_correlation():
+    assert rank_correlation([1, 2, 3, 4], [10, 20, 30, 400]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 2, 3], [4, 3, 3, 1]) == pytest.approx(-1)
+    value, low, high = correlation_interval(list(range(20)), list(range(20)), [n // 4 for n in range(20)])
+    assert value == pytest.approx(1)
+    assert low == pytest.approx(high) == pytest.approx(1)
+
+
+def test_intervals_cover_the_truth():
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(40):
+        scores = rng.random((5, 200)) < 0.4
+        found = interval(lambda s, i, scores=scores: float(scores[s][:, i].mean()), 5, 200)
+        held += found["low"] <= 0.4 <= found["high"]
+    assert held >= 34
+
+
+def test_statistics_by_hand(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    from study.statistics import of_group
+
+    start = torch.tensor([1.0, 1.0, 1.0, 1.0])
+    for name, delta in (("base", [0, 0, 0, 0]), ("a", [3, 4, 0, 0]), ("b", [3, -4, 0, 0])):
+        (tmp_path / name).mkdir()
+        save_file({"w": start + torch.tensor(delta)}, tmp_path / name / "model.safetensors")
+    found = of_group(tmp_path / "base", {"a": tmp_path / "a", "b": tmp_path / "b"})
+    assert found["experts"]["a"]["norm"] == pytest.approx(5)
+    assert found["experts"]["a"]["changed"] == 0.5
+    pair = found["pairs"]["a+b"]
+    assert pair["cosine"] == pytest.approx(-7 / 25)
+    assert pair["conflict_norm"] == pytest.approx(16)
+    assert pair["normalized_conflict"] == pytest.approx(16 / (9**2 + 16**2) ** 0.5)
+    assert pair["sign_disagreement"] == 0.5
+    assert pair["jaccard"] == 1
+    assert found["dilution"] == pytest.approx(3 / 5)
+
+
+# --- the scheduler ----------------------------------------------------------------------------------------------------
+
+
+def tiny_config(**told):
+    return StudyConfig.model_validate(
+        {
+            "name": "test",
+            "seeds": [0],
+            "tasks": ["instruct", "rank"],
+            "arms": ["sft", "grpo"],
+            "pretrain": {
+                "steps": 20,
+                "batch": 16,
+                "items": 60,
+                "weights": {"instruct": 1, "rank": 1},
+                "shape": {"hidden": 16, "layers": 1, "heads": 2, "intermediate": 32},
+            },
+            "train": {"max_steps": 2, "save_steps": 1, "per_device_train_batch_size": 8, "train_items": 40},
+            "evaluation": {"test_items": 12, "out_items": 10, "validation_items": 10},
+            "merging": {"lambdas": [1.0], "densities": [0.5], "tuning_pairs": 1},
+            "landscape": {"distances": [1.0], "plane": [], "items": 10, "arms": ["grpo"]},
+            **told,
+        }
+    )
+
+
+@pytest.mark.timeout(300)
+def test_a_failed_arm_does_not_take_the_others_and_a_second_run_does_nothing_twice(tmp_path, capfd):
+    """SFT's learning rate makes its weights overflow: its units fail, GRPO's are done, and the page says so."""
+    from study.page import write_page
+
+    config = tiny_config(overrides={"sft": {"learning_rate": 1e30, "warmup_steps": 0}})
+    units = plan_units(config)
+    lost = run_all(config, tmp_path, units)
+    assert lost
+    assert all("sft" in name for name in lost), lost
+    assert Places(tmp_path).read("merge/s0/grpo/equal_steps")
+    write_page(config, tmp_path, tmp_path / "page", units)
+    assert "expert/s0/sft/instruct" in (tmp_path / "page" / "index.md").read_text()
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "facts").rglob("*.json")}
+    capfd.readouterr()
+    assert run_all(config, tmp_path, units) == lost
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "facts").rglob("*.json")} == times
+
+
+def test_facts_of_other_settings_are_made_anew(tmp_path):
+    from study.schedule import is_done
+
+    write_json(Places(tmp_path).facts("base/s0"), {"key": "old", "seconds": 1, "found": {}})
+    assert is_done(Places(tmp_path), "base/s0", "old")
+    assert not is_done(Places(tmp_path), "base/s0", "new")
+
+
+@pytest.mark.timeout(900)
+def test_the_smoke_study_reaches_its_page(tmp_path):
+    """Every stage of the real thing, once: `make study-smoke` is the same command."""
+    command = [sys.executable, str(ROOT / "study" / "run.py"), "--config", str(ROOT / "study/configs/smoke.yaml")]
+    places = ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "page")]
+    done = subprocess.run([*command, *places], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    results = read_json(tmp_path / "page" / "results.json")
+    assert results["units"]["missing"] == {}
+    assert {row["comparison"] for row in results["merges"]} == {"equal_steps", "equal_accuracy", "equal_norm"}
+    assert {row["verdict"] for row in results["claims"]} <= {"reproduced", "opposite", "not reproduced", "undecided"}
+    for name in ("experts", "norms", "training", "degradation", "landscape", "predictors"):
+        for kind in ("svg", "png"):
+            assert (tmp_path / "page" / "figures" / f"{name}.{kind}").stat().st_size > 1000
+    html = (tmp_path / "page" / "index.html").read_text()
+    assert "http" not in html.replace("http://www.w3.org", ""), "the page needs nothing from the network"
+    facts = Facts(load_config(ROOT / "study/configs/smoke.yaml"), Places(tmp_path / "work"))
+    assert facts.arms() == ["sft", "rft", "grpo"]
+    # The page again, from what is there, is the same page.
+    before = (tmp_path / "page" / "index.md").read_text()
+    again = subprocess.run([*command, *places, "--page"], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "page" / "index.md").read_text() == before
