@@ -1,4 +1,4 @@
-"""The study: does reinforcement learning make models that merge better, and why?
+"""The study of whether, and why, reinforcement learning makes models that merge better.
 
 Not part of the package `rlmerge`; `study/README.md` says how to run it.
 """

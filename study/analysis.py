@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -412,11 +413,7 @@ def claims(facts: Facts, method: str) -> list[Claim]:
         add(
             f"subspace: RL is more orthogonal at {kind.replace('_', ' ')}",
             "deltas of different tasks have smaller cosines in magnitude under GRPO than under SFT",
-            over_seeds(
-                facts,
-                lambda s, kind=kind: mean_cosine(facts, s, "sft", kind),
-                lambda s, kind=kind: mean_cosine(facts, s, "grpo", kind),
-            ),
+            over_seeds(facts, partial(mean_cosine, facts, "sft", kind), partial(mean_cosine, facts, "grpo", kind)),
             "difference of mean |cosine|",
             "conflict",
         )
@@ -424,7 +421,7 @@ def claims(facts: Facts, method: str) -> list[Claim]:
         add(
             f"landscape: {arm} is flat along random directions",
             f"{arm} experts lose less along random directions than along another task's delta of the same norm",
-            over_cells(facts, lambda s, t, arm=arm: fall(facts, s, arm, t, "other", "random")),
+            over_cells(facts, partial(fall, facts, arm, "other", "random")),
             "difference of accuracy lost at distance 1",
             "landscape",
         )
@@ -458,7 +455,7 @@ def growth_difference(facts: Facts, seed: int, first: str, second: str, task: st
     return found[0] - found[1]
 
 
-def mean_cosine(facts: Facts, seed: int, arm: str, comparison: str) -> float | None:
+def mean_cosine(facts: Facts, arm: str, comparison: str, seed: int) -> float | None:
     """Return the mean magnitude of the cosines between an arm's experts."""
     found = facts.conflict.get((seed, arm), {}).get(comparison)
     return float(np.mean([abs(pair["cosine"]) for pair in found["pairs"].values()])) if found else None
@@ -489,7 +486,7 @@ def line_fall(facts: Facts, seed: int, arm: str, task: str, way: str) -> float |
     return float(here - there)
 
 
-def fall(facts: Facts, seed: int, arm: str, task: str, first: str, second: str) -> float | None:
+def fall(facts: Facts, arm: str, first: str, second: str, seed: int, task: str) -> float | None:
     """Return how much more is lost along one way than along another."""
     a, b = (line_fall(facts, seed, arm, task, way) for way in (first, second))
     return a - b if a is not None and b is not None else None

@@ -20,11 +20,11 @@ class Evaluation(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    test_items: int = Field(200, ge=10)
-    out_items: int = Field(100, ge=10)
-    validation_items: int = Field(100, ge=10)
-    limit: int = Field(20, ge=1)  # most tokens of an answer
-    batch: int = Field(256, ge=1)
+    test_items: int = Field(default=200, ge=10)
+    out_items: int = Field(default=100, ge=10)
+    validation_items: int = Field(default=100, ge=10)
+    limit: int = Field(default=20, ge=1)  # most tokens of an answer
+    batch: int = Field(default=256, ge=1)
 
 
 class Merging(BaseModel):
@@ -39,7 +39,7 @@ class Merging(BaseModel):
     )
     lambdas: list[float] = Field(default_factory=lambda: [0.4, 0.7, 1.0, 1.4])
     densities: list[float] = Field(default_factory=lambda: [0.2, 0.5, 0.8])
-    tuning_pairs: int = Field(3, ge=1)  # pairs on whose validation items parameters are chosen
+    tuning_pairs: int = Field(default=3, ge=1)  # pairs on whose validation items parameters are chosen
     all_together: bool = True  # also merge the experts of all tasks
 
 
@@ -49,10 +49,10 @@ class Landscape(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     arms: list[str] = Field(default_factory=lambda: ["sft", "grpo"])
-    random_directions: int = Field(5, ge=5)
+    random_directions: int = Field(default=5, ge=5)
     distances: list[float] = Field(default_factory=lambda: [0.5, 1.0, 1.5, 2.0])  # in norms of the other delta
     plane: list[float] = Field(default_factory=lambda: [0.0, 0.5, 1.0, 1.5])  # empty: no plane
-    items: int = Field(100, ge=10)
+    items: int = Field(default=100, ge=10)
 
 
 class StudyConfig(BaseModel):
@@ -62,20 +62,20 @@ class StudyConfig(BaseModel):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
     meaning: str = ""
-    workers: int = Field(2, ge=1)
+    workers: int = Field(default=2, ge=1)
     seeds: list[int] = Field(default_factory=lambda: [0, 1, 2], min_length=1)
     tasks: list[str] = Field(default_factory=lambda: list(TASKS), min_length=2)
     arms: list[str] = Field(min_length=1)
     reference: str = "grpo"  # whose norms and gains the matched comparisons aim at
     base: str | None = None  # a model folder or hub id instead of pretraining
     form: Literal["compact", "english"] = "compact"
-    level: int = Field(1, ge=1)
+    level: int = Field(default=1, ge=1)
     pretrain: dict[str, Any] = Field(default_factory=dict)
     train: dict[str, Any] = Field(default_factory=dict)
     overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)  # settings of single arms
-    evaluation: Evaluation = Field(default_factory=Evaluation)
-    merging: Merging = Field(default_factory=Merging)
-    landscape: Landscape = Field(default_factory=Landscape)
+    evaluation: Evaluation = Field(default_factory=lambda: Evaluation())
+    merging: Merging = Field(default_factory=lambda: Merging())
+    landscape: Landscape = Field(default_factory=lambda: Landscape())
     keep_checkpoints: bool = True
 
     @model_validator(mode="after")

@@ -109,8 +109,8 @@ def compose(config: StudyConfig, facts: Facts, results: dict[str, Any], drawn: l
             "text",
             f"{config.meaning}. {len(facts.seeds)} seeds, {len(config.tasks)} tasks, {len(config.arms)} arms; "
             f"{units['done']} of {units['of']} units done. Accuracy is that of one sampled answer to each of "
-            f"{config.evaluation.test_items} test questions. Intervals are 95 % bootstraps that resample seeds and test "
-            f"items together (1000 draws, paired between arms); with {len(facts.seeds)} seeds they are rough. "
+            f"{config.evaluation.test_items} test questions. Intervals are 95 % bootstraps that resample seeds and "
+            f"test items together (1000 draws, paired between arms); with {len(facts.seeds)} seeds they are rough. "
             "Nothing here was seen in training: splits follow from a hash of each question.",
         ),
         ("heading", "What was reproduced"),

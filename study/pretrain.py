@@ -35,21 +35,21 @@ class PretrainSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     output_dir: Path
-    seed: int = Field(0, ge=0)
-    steps: int = Field(1300, ge=1)
-    batch: int = Field(64, ge=1)
-    learning_rate: float = Field(3e-3, gt=0)  # of embeddings and norms, by AdamW
-    matrix_learning_rate: float = Field(0.02, gt=0)  # of matrices, by Muon: half the steps AdamW needs
-    clean_share: float = Field(0.75, ge=0, le=1)  # of the steps, before slips begin
-    slip_rate: float = Field(0.35, ge=0, le=1)
-    second_style_rate: float = Field(0.25, ge=0, le=1)
-    outside_rate: float = Field(0.1, ge=0, le=1)  # of questions from outside the experts' domain
-    level: int = Field(1, ge=1)
-    items: int = Field(3000, ge=1)  # different questions of each task
+    seed: int = Field(default=0, ge=0)
+    steps: int = Field(default=1300, ge=1)
+    batch: int = Field(default=64, ge=1)
+    learning_rate: float = Field(default=3e-3, gt=0)  # of embeddings and norms, by AdamW
+    matrix_learning_rate: float = Field(default=0.02, gt=0)  # of matrices, by Muon: half the steps AdamW needs
+    clean_share: float = Field(default=0.75, ge=0, le=1)  # of the steps, before slips begin
+    slip_rate: float = Field(default=0.35, ge=0, le=1)
+    second_style_rate: float = Field(default=0.25, ge=0, le=1)
+    outside_rate: float = Field(default=0.1, ge=0, le=1)  # of questions from outside the experts' domain
+    level: int = Field(default=1, ge=1)
+    items: int = Field(default=3000, ge=1)  # different questions of each task
     weights: dict[str, float] = Field(
         default_factory=lambda: {"math": 1.4, "code": 0.5, "instruct": 0.8, "puzzle": 1.2, "rank": 1.1}
     )
-    shape: TinyShape = Field(default_factory=TinyShape)
+    shape: TinyShape = Field(default_factory=lambda: TinyShape())
 
 
 def pretrain(settings: PretrainSettings) -> dict[str, Any]:

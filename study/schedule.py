@@ -10,11 +10,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from study.configuration import StudyConfig
 from study.records import hash_data, read_json, write_json
 from study.stages import Places, run_unit
+
+if TYPE_CHECKING:
+    from study.configuration import StudyConfig
 
 
 @dataclass(slots=True)

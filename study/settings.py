@@ -28,57 +28,57 @@ class TrainSettings(BaseModel):
     # The task, and how its questions are put.
     task: str
     form: Literal["compact", "english"] = "compact"
-    level: int = Field(1, ge=1)
+    level: int = Field(default=1, ge=1)
     dataset_name: str | None = None  # a real data set by name instead of the generator
-    train_items: int = Field(2000, ge=1)
+    train_items: int = Field(default=2000, ge=1)
     style: Literal["plain", "second", "foreign"] = "plain"  # of gold answers
 
     # Training. Warm-up is linear, and the rate is constant after it: a decay would hide that steps differ.
     engine: Literal["own", "trl"] = "own"
-    seed: int = Field(0, ge=0)
-    max_steps: int = Field(30, ge=0)
-    learning_rate: float = Field(5e-5, gt=0)
-    warmup_steps: int = Field(10, ge=0)
-    per_device_train_batch_size: int = Field(128, ge=1)  # sequences, as in TRL
-    gradient_accumulation_steps: int = Field(1, ge=1)
-    max_grad_norm: float = Field(1.0, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    adam_beta2: float = Field(0.999, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0)
+    max_steps: int = Field(default=30, ge=0)
+    learning_rate: float = Field(default=5e-5, gt=0)
+    warmup_steps: int = Field(default=10, ge=0)
+    per_device_train_batch_size: int = Field(default=128, ge=1)  # sequences, as in TRL
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    adam_beta2: float = Field(default=0.999, gt=0, lt=1)
     dtype: Literal["float32", "bfloat16"] = "float32"  # of weights and optimizer states alike
     gradient_checkpointing: bool = False
     use_peft: bool = False
-    lora_r: int = Field(16, ge=1)
-    lora_alpha: int = Field(32, ge=1)
+    lora_r: int = Field(default=16, ge=1)
+    lora_alpha: int = Field(default=32, ge=1)
 
     # Sampling, for everything that learns from its own answers.
-    num_generations: int = Field(8, ge=2)
-    max_completion_length: int = Field(20, ge=1)
-    temperature: float = Field(1.0, gt=0)
+    num_generations: int = Field(default=8, ge=2)
+    max_completion_length: int = Field(default=20, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
 
     # Reinforcement learning.
     advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce++"] = "grpo"
     positives_only: bool = False  # negative advantages become 0
-    nu: float = Field(0.0, ge=0, le=1)  # share of groups sampled from the base instead of the policy
+    nu: float = Field(default=0.0, ge=0, le=1)  # share of groups sampled from the base instead of the policy
     importance: Literal["none", "clip"] = "none"  # what is done about samples that are not the policy's own
-    epsilon: float = Field(0.2, gt=0)  # clip range of the ratio
-    beta: float = Field(0.0, ge=0)  # weight of the KL penalty towards the base
-    num_iterations: int = Field(1, ge=1)  # updates on each batch of samples
+    epsilon: float = Field(default=0.2, gt=0)  # clip range of the ratio
+    beta: float = Field(default=0.0, ge=0)  # weight of the KL penalty towards the base
+    num_iterations: int = Field(default=1, ge=1)  # updates on each batch of samples
 
     # Rejection-sampling fine-tuning.
-    rft_samples: int = Field(4, ge=1)  # of the base, for each question
+    rft_samples: int = Field(default=4, ge=1)  # of the base, for each question
 
     # Hybrids.
-    sft_share: float = Field(0.3, ge=0, le=1)  # reft: of the steps, at the start
-    mu_start: float = Field(0.9, ge=0, le=1)  # chord: weight of the SFT loss, falling in a line
-    mu_end: float = Field(0.05, ge=0, le=1)
-    weight_clip: float = Field(5.0, gt=1)  # iw-sft: importance weights stay within 1/clip .. clip
+    sft_share: float = Field(default=0.3, ge=0, le=1)  # reft: of the steps, at the start
+    mu_start: float = Field(default=0.9, ge=0, le=1)  # chord: weight of the SFT loss, falling in a line
+    mu_end: float = Field(default=0.05, ge=0, le=1)
+    weight_clip: float = Field(default=5.0, gt=1)  # iw-sft: importance weights stay within 1/clip .. clip
 
     # PPO.
-    value_learning_rate: float = Field(1e-3, gt=0)
-    gae_lambda: float = Field(0.95, ge=0, le=1)
+    value_learning_rate: float = Field(default=1e-3, gt=0)
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
 
     # Records.
-    save_steps: int = Field(5, ge=1)
+    save_steps: int = Field(default=5, ge=1)
     resume_from_checkpoint: bool = True
     report_to: list[str] = Field(default_factory=list)  # TRL's engine only: wandb, tensorboard, trackio, ...
     rivals: list[Path] = Field(default_factory=list)  # experts of other tasks: the conflict norm with each is logged

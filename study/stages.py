@@ -5,12 +5,16 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from study.configuration import StudyConfig
 from study.merging import candidates, fits, merged, rescale, task_sets, usable_methods
 from study.records import read_json, read_lines
 from study.tasks import find_task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from study.configuration import StudyConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ class Places:
 
 def run_unit(config: StudyConfig, places: Places, stage: str, **names: Any) -> dict[str, Any]:
     """Do the work of one unit."""
-    work = {
+    work: dict[str, Callable[..., dict[str, Any]]] = {
         "pretrain": pretrain_base,
         "base": evaluate_base,
         "expert": train_expert,
@@ -48,9 +52,8 @@ def run_unit(config: StudyConfig, places: Places, stage: str, **names: Any) -> d
         "conflict": measure_conflict,
         "merge": merge_experts,
         "landscape": walk_landscape,
-    }[stage]
-    found: dict[str, Any] = work(config, places, **names)
-    return found
+    }
+    return work[stage](config, places, **names)
 
 
 # --- bases and experts ------------------------------------------------------------------------------------------------

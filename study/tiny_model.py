@@ -19,11 +19,11 @@ class TinyShape(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    hidden: int = Field(128, ge=8)
-    layers: int = Field(4, ge=1)
-    heads: int = Field(4, ge=1)
-    intermediate: int = Field(352, ge=8)
-    context: int = Field(96, ge=16)
+    hidden: int = Field(default=128, ge=8)
+    layers: int = Field(default=4, ge=1)
+    heads: int = Field(default=4, ge=1)
+    intermediate: int = Field(default=352, ge=8)
+    context: int = Field(default=96, ge=16)
 
 
 def make_tokenizer() -> Any:

@@ -195,7 +195,7 @@ def reinforced(settings: TrainSettings, model: Any, tokenizer: Any, rows: Any) -
     if settings.nu > 0:
         common["rollout_func"] = mixed_rollout(settings, model, tokenizer)
 
-    class PositivesOnly(GRPOTrainer):  # type: ignore[misc]
+    class PositivesOnly(GRPOTrainer):  # type: ignore[misc] # its type is not known where types are checked
         """GRPO whose negative advantages are 0."""
 
         def _generate_and_score_completions(self, inputs: Any) -> Any:
@@ -247,7 +247,7 @@ def watcher(settings: TrainSettings, trainer: Any, progress: Callable[[str], Non
     """Make the callback that measures what reached the weights, and writes a line of metrics for each step."""
     from transformers import TrainerCallback
 
-    class Watcher(TrainerCallback):
+    class Watcher(TrainerCallback):  # type: ignore[misc] # as above
         """Copies of the trained weights before the first step and before each step, on the CPU."""
 
         def __init__(self) -> None:

@@ -53,7 +53,7 @@ class Instructions(Task):
         middle = [rng.choice(allowed) for _ in range(rules["length"] - 2)]
         if "holds" in rules and rules["holds"] not in middle:
             middle[rng.randrange(len(middle))] = rules["holds"]
-        return rules["first"] + "".join(middle) + rules["last"]
+        return f"{rules['first']}{''.join(middle)}{rules['last']}"
 
     def english(self, rules: dict[str, Any]) -> str:
         """Say the rules in words."""

@@ -26,7 +26,7 @@ def holds(formula: Formula, world: tuple[bool, ...]) -> bool:
     """Say whether a formula is true where ``world[i]`` says that person i is a knight."""
     head, *rest = formula
     if head == "is":
-        return world[rest[0]] == rest[1]
+        return bool(world[rest[0]] == rest[1])
     if head == "same":
         return world[rest[0]] == world[rest[1]]
     if head == "not":

@@ -1,4 +1,4 @@
-"""Ranking: put documents in order of a grade, best first; a query that says "not" turns the order round, as in NevIR."""
+"""Ranking: put documents in order of a grade, best first; a "not" in the query turns the order round, as in NevIR."""
 
 from __future__ import annotations
 

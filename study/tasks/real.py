@@ -223,12 +223,12 @@ def judge_reasoning_gym(proof: str, text: str) -> bool:
 
 
 def final_answer(text: str) -> str:
-    """Take the final answer out of a solution: the last box, what follows ``####``, or the last number.
+    r"""Take the final answer out of a solution: the last box, what follows ``####``, or the last number.
 
     Examples
     --------
-    >>> final_answer(r"so \\boxed{\\frac{1}{2}}"), final_answer("#### 1,234"), final_answer("it is 7.")
-    ('\\\\frac{1}{2}', '1,234', '7')
+    >>> final_answer(r"so \boxed{\frac{1}{2}}"), final_answer("#### 1,234"), final_answer("it is 7.")
+    ('\\frac{1}{2}', '1,234', '7')
     """
     at = text.rfind("\\boxed{")
     if at >= 0:

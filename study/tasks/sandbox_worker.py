@@ -5,6 +5,8 @@ holds a child: resource limits, and a seccomp filter that allows the few system 
 Opening files for writing, sockets, new processes and signals to others are not among them.
 """
 
+from __future__ import annotations
+
 # What answers commonly import; loaded before the fork, so that a child need not look for it.
 import bisect  # noqa: F401
 import collections  # noqa: F401
@@ -27,7 +29,10 @@ import string  # noqa: F401
 import struct
 import sys
 import time
-import typing  # noqa: F401
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 AT_ONCE = 8  # children
 MOST_BYTES = 1 << 16  # of a child's outputs
@@ -55,7 +60,7 @@ MACHINES = {
 }
 
 
-def seccomp_program():
+def seccomp_program() -> bytes:
     """Build the filter; raises OSError where the machine is not known."""
     if platform.machine() not in MACHINES or sys.platform != "linux":
         raise OSError(f"no seccomp filter for {sys.platform} on {platform.machine()}")
@@ -75,7 +80,7 @@ class Filter(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("program", ctypes.c_void_p)]
 
 
-def prepared_lock(seconds, megabytes):
+def prepared_lock(seconds: float, megabytes: int) -> Callable[[], object]:
     """Make the function that takes from a process whatever an answer does not need.
 
     Everything that can be computed before the fork is: a child lives for about a millisecond.
@@ -92,7 +97,7 @@ def prepared_lock(seconds, megabytes):
         (resource.RLIMIT_CORE, 0),
     )
 
-    def lock():
+    def lock() -> object:
         for kind, most in limits:
             resource.setrlimit(kind, (most, most))
         if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(
@@ -104,7 +109,7 @@ def prepared_lock(seconds, megabytes):
     return lock
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """Let only plain data out: an object of the answer's own class could claim to equal anything."""
     if type(value) in (bool, int, float, str, type(None)):
         return value
@@ -115,9 +120,9 @@ def plain(value):
     raise TypeError("not plain data")
 
 
-def compute(request, nonce):
+def compute(request: dict[str, Any], nonce: str) -> list[Any]:
     """Run one answer."""
-    space = {"__name__": "answer"}
+    space: dict[str, Any] = {"__name__": "answer"}
     exec(compile(request["source"], "<answer>", "exec"), space)
     if request["tests"]:
         exec(compile(request["tests"], "<tests>", "exec"), space)
@@ -126,7 +131,7 @@ def compute(request, nonce):
     return [plain(answer(value)) for value in request["inputs"]]
 
 
-def child(request, nonce, pipe, null, lock):
+def child(request: dict[str, Any], nonce: str, pipe: int, null: int, lock: Callable[[], object]) -> NoReturn:
     """Run one answer and never return."""
     for standard in (0, 1, 2):
         os.dup2(null, standard)
@@ -147,7 +152,9 @@ def child(request, nonce, pipe, null, lock):
 class Child:
     """A forked process that runs one answer, and the pipe that it speaks through."""
 
-    def __init__(self, place, request, seconds, null, lock):
+    def __init__(
+        self, place: int, request: dict[str, Any], seconds: float, null: int, lock: Callable[[], object]
+    ) -> None:
         self.place = place
         self.tests = bool(request["tests"])
         self.nonce = secrets.token_hex(16)
@@ -160,13 +167,13 @@ class Child:
             child(request, self.nonce, writing, null, lock)
         os.close(writing)
 
-    def read(self):
+    def read(self) -> bool:
         """Read what is there; True when the child has nothing more to say, or says too much."""
         part = os.read(self.pipe, MOST_BYTES)
         self.text += part
         return not part or len(self.text) > MOST_BYTES
 
-    def finish(self):
+    def finish(self) -> dict[str, Any]:
         """End the process and judge what it said."""
         os.close(self.pipe)
         os.kill(self.pid, signal.SIGKILL)
@@ -183,11 +190,11 @@ class Child:
         return {"outputs": outputs if isinstance(outputs, list) else None}
 
 
-def run(requests, seconds, null, lock):
+def run(requests: list[dict[str, Any]], seconds: float, null: int, lock: Callable[[], object]) -> list[dict[str, Any]]:
     """Run answers, some at a time: most of a child's life is spent waiting for its turn."""
-    found = [None] * len(requests)
+    found: list[dict[str, Any]] = [{}] * len(requests)
     waiting = list(enumerate(requests))[::-1]
-    running = {}
+    running: dict[int, Child] = {}
     while waiting or running:
         while waiting and len(running) < AT_ONCE:
             started = Child(*waiting.pop(), seconds, null, lock)
@@ -202,14 +209,16 @@ def run(requests, seconds, null, lock):
     return found
 
 
-def main():
+def main() -> None:
     """Serve until standard input ends."""
     seconds, megabytes = float(sys.argv[1]), int(sys.argv[2])
     null = os.open(os.devnull, os.O_RDWR)
+    lock: Callable[[], object] = dict
+    refused = None
     try:
-        lock, refused = prepared_lock(seconds, megabytes), None
+        lock = prepared_lock(seconds, megabytes)
     except OSError as error:
-        lock, refused = None, {"refused": str(error)}
+        refused = {"refused": str(error)}
     gc.freeze()  # children share what is here, and must not copy it to collect it
     for line in sys.stdin.buffer:
         requests = json.loads(line)

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-
 from study.tasks import real
 from study.tasks.rewards import verified
 

@@ -99,7 +99,6 @@ def test_intervals_cover_the_truth():
 def test_statistics_by_hand(tmp_path):
     import torch
     from safetensors.torch import save_file
-
     from study.statistics import of_group
 
     start = torch.tensor([1.0, 1.0, 1.0, 1.0])

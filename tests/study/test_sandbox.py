@@ -3,7 +3,6 @@
 import time
 
 import pytest
-
 from study.tasks.sandbox import Call, Sandbox
 
 

@@ -4,7 +4,6 @@ import json
 import random
 
 import pytest
-
 from study.tasks import TASKS, find_task, split_of
 from study.tasks.families import FORMS, STYLES, read_integer
 from study.tasks.knights_and_knaves import solve

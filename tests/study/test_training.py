@@ -1,4 +1,4 @@
-"""Our own trainers: sampling is exact, runs repeat bit for bit and survive a stop, every algorithm moves the weights."""
+"""Our own trainers: sampling is exact, runs repeat bit for bit and survive a stop, every algorithm trains."""
 
 import json
 
