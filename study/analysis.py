@@ -382,6 +382,16 @@ def claims(facts: Facts, method: str) -> list[Claim]:
                 f"difference of relative drops ({method})",
                 "degradation",
             )
+        # The headline once more by the other methods: it must not hang on one of them.
+        for other in facts.config.merging.matched_methods:
+            if other != method:
+                add(
+                    f"degradation at {words}: sft > grpo ({other})",
+                    f"at {words}, merges of sft experts lose more than merges of grpo experts, merged by {other}",
+                    difference(facts, "sft", "grpo", other, comparison),
+                    f"difference of relative drops ({other})",
+                    "degradation",
+                )
     reference = facts.config.reference
     add(
         "feast: the advantage decays",
@@ -413,25 +423,26 @@ def claims(facts: Facts, method: str) -> list[Claim]:
         add(
             f"subspace: RL is more orthogonal at {kind.replace('_', ' ')}",
             "deltas of different tasks have smaller cosines in magnitude under GRPO than under SFT",
-            over_seeds(facts, partial(mean_cosine, facts, "sft", kind), partial(mean_cosine, facts, "grpo", kind)),
+            cosine_difference(facts, "sft", "grpo", kind),
             "difference of mean |cosine|",
             "conflict",
         )
-    for arm in ("sft", "grpo"):
+    for far in sorted({1.0, facts.config.landscape.distances[-1]} & set(facts.config.landscape.distances)):
+        for arm in ("sft", "grpo"):
+            add(
+                f"landscape: {arm} is flat along random directions, distance {far:g}",
+                f"at distance {far:g}, {arm} experts lose less along random directions than along another task's delta",
+                over_cells(facts, partial(fall, facts, arm, far)),
+                "difference of accuracy lost",
+                "landscape",
+            )
         add(
-            f"landscape: {arm} is flat along random directions",
-            f"{arm} experts lose less along random directions than along another task's delta of the same norm",
-            over_cells(facts, partial(fall, facts, arm, "other", "random")),
-            "difference of accuracy lost at distance 1",
+            f"landscape: SFT falls along another task's delta, RL does not, distance {far:g}",
+            f"at distance {far:g} along another task's delta, SFT experts lose more than GRPO experts",
+            over_cells(facts, partial(fall_between, facts, "sft", "grpo", far)),
+            "difference of accuracy lost",
             "landscape",
         )
-    add(
-        "landscape: SFT falls along another task's delta, RL does not",
-        "along another task's delta, SFT experts lose more than GRPO experts",
-        over_cells(facts, lambda s, t: fall_between(facts, s, "sft", "grpo", t)),
-        "difference of accuracy lost at distance 1",
-        "landscape",
-    )
     return made
 
 
@@ -455,28 +466,26 @@ def growth_difference(facts: Facts, seed: int, first: str, second: str, task: st
     return found[0] - found[1]
 
 
-def mean_cosine(facts: Facts, arm: str, comparison: str, seed: int) -> float | None:
-    """Return the mean magnitude of the cosines between an arm's experts."""
-    found = facts.conflict.get((seed, arm), {}).get(comparison)
-    return float(np.mean([abs(pair["cosine"]) for pair in found["pairs"].values()])) if found else None
-
-
-def over_seeds(facts: Facts, *measures: Callable[[int], float | None]) -> dict[str, float] | None:
-    """Average first less second over seeds, resampling seeds."""
-    rows = [[measure(s) for measure in measures] for s in facts.seeds]
-    values = np.array([a - b for a, b in rows if a is not None and b is not None])
-    if not len(values):
+def cosine_difference(facts: Facts, first: str, second: str, comparison: str) -> dict[str, float] | None:
+    """Return mean |cosine| of the first arm's pairs less that of the second's, resampling seeds and pairs."""
+    pairs = [f"{a}+{b}" for a, b in combinations(facts.config.tasks, 2)]
+    rows = []
+    for s in facts.seeds:
+        found = [facts.conflict.get((s, arm), {}).get(comparison, {"pairs": {}})["pairs"] for arm in (first, second)]
+        if all(name in group for group in found for name in pairs):
+            rows.append([abs(found[0][name]["cosine"]) - abs(found[1][name]["cosine"]) for name in pairs])
+    if not rows:
         return None
-    low, high = bounds(np.array([values[s % len(values)].mean() for s, _ in resample(len(facts.seeds), 1)]))
-    return {"value": float(values.mean()), "low": low, "high": high}
+    values = np.array(rows)
+    return interval(lambda s, i: float(values[s][:, i].mean()), *values.shape)
 
 
-def line_fall(facts: Facts, seed: int, arm: str, task: str, way: str) -> float | None:
-    """Return the accuracy that an expert loses at distance 1 along a line."""
+def line_fall(facts: Facts, seed: int, arm: str, task: str, way: str, far: float) -> float | None:
+    """Return the accuracy that an expert loses at a distance along a line."""
     found = facts.landscape.get((seed, arm))
-    if found is None or task not in found["lines"] or 1.0 not in found["distances"]:
+    if found is None or task not in found["lines"]:
         return None
-    line, at = found["lines"][task], found["distances"].index(1.0)
+    line, at = found["lines"][task], found["distances"].index(far)
     here = bits(line["here"]).mean()
     there = (
         bits(line["along_other"][at]).mean()
@@ -486,15 +495,15 @@ def line_fall(facts: Facts, seed: int, arm: str, task: str, way: str) -> float |
     return float(here - there)
 
 
-def fall(facts: Facts, arm: str, first: str, second: str, seed: int, task: str) -> float | None:
-    """Return how much more is lost along one way than along another."""
-    a, b = (line_fall(facts, seed, arm, task, way) for way in (first, second))
-    return a - b if a is not None and b is not None else None
+def fall(facts: Facts, arm: str, far: float, seed: int, task: str) -> float | None:
+    """Return how much more is lost along another task's delta than along random directions."""
+    other, noise = (line_fall(facts, seed, arm, task, way, far) for way in ("other", "random"))
+    return other - noise if other is not None and noise is not None else None
 
 
-def fall_between(facts: Facts, seed: int, first: str, second: str, task: str) -> float | None:
+def fall_between(facts: Facts, first: str, second: str, far: float, seed: int, task: str) -> float | None:
     """Return how much more one arm loses than another along another task's delta."""
-    a, b = (line_fall(facts, seed, arm, task, "other") for arm in (first, second))
+    a, b = (line_fall(facts, seed, arm, task, "other", far) for arm in (first, second))
     return a - b if a is not None and b is not None else None
 
 

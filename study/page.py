@@ -54,6 +54,13 @@ def write_page(config: StudyConfig, work: Path, folder: Path, units: list[Unit])
     (folder / "index.html").write_text(as_html(config.name, blocks))
 
 
+def few_seeds(count: int) -> str:
+    """Say what so many seeds allow."""
+    if count < 2:
+        return "with one base they say nothing about other bases"
+    return f"with {count} bases they are rough"
+
+
 def state_of(units: list[Unit], places: Places, work: Path) -> dict[str, Any]:
     """Say which units are done, how long each stage took, and why units are missing."""
     seconds: dict[str, float] = {}
@@ -110,7 +117,7 @@ def compose(config: StudyConfig, facts: Facts, results: dict[str, Any], drawn: l
             f"{config.meaning}. {len(facts.seeds)} seeds, {len(config.tasks)} tasks, {len(config.arms)} arms; "
             f"{units['done']} of {units['of']} units done. Accuracy is that of one sampled answer to each of "
             f"{config.evaluation.test_items} test questions. Intervals are 95 % bootstraps that resample seeds and "
-            f"test items together (1000 draws, paired between arms); with {len(facts.seeds)} seeds they are rough. "
+            f"test items together (1000 draws, paired between arms); {few_seeds(len(facts.seeds))}. "
             "Nothing here was seen in training: splits follow from a hash of each question.",
         ),
         ("heading", "What was reproduced"),

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
-# Every character of the compact form of the tasks, the foreign style's separators included.
+# Every character of the compact form of the tasks, the foreign style's marks included.
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789+-*^$()=/&|.,:>_~;!"
 
 

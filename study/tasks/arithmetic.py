@@ -21,7 +21,7 @@ class Arithmetic(Task):
     """
 
     name = "math"
-    separator = "_"
+    mark = "_"
     symbols = "0123456789"
 
     def draw(self, rng: random.Random, domain: str) -> Item:
