@@ -75,6 +75,18 @@ $(VENV)/.gguf: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet 'gguf>=0.17'
 	@touch $@
 
+# --- the study --------------------------------------------------------------------------------------------------------
+
+STUDY ?= tiny-cpu
+
+.PHONY: study
+study: $(VENV_TORCH)/.rlmerge ## Run the study named by STUDY (tiny-cpu: an hour on two cores); stopped, it goes on
+	OMP_NUM_THREADS=1 $(VENV_TORCH)/bin/python study/run.py --config study/configs/$(STUDY).yaml
+
+.PHONY: study-smoke
+study-smoke: ## Run every stage of the study once, in minutes
+	$(MAKE) study STUDY=smoke
+
 # --- checking ---------------------------------------------------------------------------------------------------------
 
 # rlmerge-py has no Rust tests: a test program of it would have to link libpython, which many machines lack.
@@ -84,13 +96,14 @@ test: setup ## Run all tests that need neither torch nor mergekit
 	$(BIN)/python -m pytest tests --ignore=tests/interop --ignore=tests/parity
 
 .PHONY: test-torch
-test-torch: $(VENV_TORCH)/.rlmerge ## Run the tests against transformers and mergekit (downloads several GB once)
-	$(VENV_TORCH)/bin/python -m pytest tests/interop tests/parity
+test-torch: $(VENV_TORCH)/.rlmerge ## Run the tests against transformers and mergekit, and the study's (downloads several GB once)
+	$(VENV_TORCH)/bin/python -m pytest tests/interop tests/parity tests/study
 
 $(VENV_TORCH)/.installed: pyproject.toml | python-and-rust
 	$(PYTHON) -m venv $(VENV_TORCH)
 	$(VENV_TORCH)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(VENV_TORCH)/bin/python -m pip install --quiet --group test torch transformers mergekit==0.1.5
+	$(VENV_TORCH)/bin/python -m pip install --quiet --group test torch transformers mergekit==0.1.5 \
+		trl matplotlib datasets accelerate peft reasoning-gym
 	@touch $@
 
 # The wheel, as users get it, and not the working tree.

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from study.arms import ARMS
-from study.intervals import bounds, correlation_interval, interval, resample, standard_error
+from study.intervals import bounds, correlation_interval, interval, resample, standard_error, widened
+from study.schedule import methods_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from study.configuration import StudyConfig
     from study.stages import Places
@@ -33,7 +34,12 @@ PREDICTORS = (
     "sign_disagreement_top",
     "jaccard",
     "norm_product",
+    # Of the models and not of their weights: means over the two experts, at equal steps only.
+    "forward_kl",
+    "hidden",
 )
+# Methods that were made for experts trained by RL.
+RL_METHODS = ("ram", "ram_plus", "ramplus_tl", "resmerge", "iso_merger")
 
 
 @dataclass(slots=True)
@@ -76,11 +82,15 @@ def bits(text: str) -> np.ndarray:
 
 
 class Facts:
-    """All facts of a study, by seed, arm and task; what is missing is missing."""
+    """All facts of a study, by seed, arm and task; what is missing is missing.
 
-    def __init__(self, config: StudyConfig, places: Places) -> None:
+    Seeds in ``without`` have only been begun, and are left out unless nothing else is there.
+    """
+
+    def __init__(self, config: StudyConfig, places: Places, without: Collection[int] = ()) -> None:
         self.config = config
-        self.seeds = [s for s in config.seeds if places.read(f"base/s{s}") is not None]
+        have = [s for s in config.seeds if places.read(f"base/s{s}") is not None]
+        self.seeds = [s for s in have if s not in without] or have
         self.base = {s: places.read(f"base/s{s}") or {} for s in self.seeds}
         self.match = {s: places.read(f"match/s{s}") for s in self.seeds}
         self.expert: dict[tuple[int, str, str], dict[str, Any]] = {}
@@ -94,9 +104,20 @@ class Facts:
                     self._take(self.expert, (s, arm, task), places.read(f"expert/s{s}/{arm}/{task}"))
                     self._take(self.curve, (s, arm, task), places.read(f"curve/s{s}/{arm}/{task}"))
                 for comparison in config.merging.comparisons:
-                    self._take(self.merge, (s, arm, comparison), places.read(f"merge/s{s}/{arm}/{comparison}"))
+                    self._take(self.merge, (s, arm, comparison), self._merges(places, s, arm, comparison))
                 self._take(self.conflict, (s, arm), places.read(f"conflict/s{s}/{arm}"))
                 self._take(self.landscape, (s, arm), places.read(f"landscape/s{s}/{arm}"))
+
+    def _merges(self, places: Places, seed: int, arm: str, comparison: str) -> dict[str, Any] | None:
+        """Put the merges of all methods together: ``alone``, and ``merged``, ``parameters`` and ``sweep`` by method."""
+        alone = places.read(f"alone/s{seed}/{arm}/{comparison}")
+        if alone is None:
+            return None
+        read = {
+            m: places.read(f"merge/s{seed}/{arm}/{comparison}/{m}") for m in methods_of(self.config, arm, comparison)
+        }
+        parts = ("merged", "parameters", "sweep")
+        return {"alone": alone, **{part: {m: f[part] for m, f in read.items() if f is not None} for part in parts}}
 
     @staticmethod
     def _take(table: dict[Any, Any], key: Any, found: dict[str, Any] | None) -> None:
@@ -275,23 +296,121 @@ def difference(facts: Facts, worse: str, better: str, method: str, comparison: s
     return interval(lambda s, i: degradation(first, s, i) - degradation(second, s, i), seeds, items)
 
 
+def difference_by_seed(
+    facts: Facts, worse: str, better: str, method: str, comparison: str
+) -> list[dict[str, float]] | None:
+    """Return the same difference for each base alone, with an interval over items."""
+    first = merged_answers(facts, worse, method, comparison)
+    second = merged_answers(facts, better, method, comparison)
+    if first is None or second is None:
+        return None
+
+    def gap(base: int, _: np.ndarray, items: np.ndarray) -> float:
+        here = np.array([base])
+        return degradation(first, here, items) - degradation(second, here, items)
+
+    return [interval(partial(gap, at), 1, first.alone.shape[2]) for at in range(len(facts.seeds))]
+
+
+def mean_interval(values: np.ndarray) -> dict[str, float]:
+    """Return the mean of [seeds, tasks, items] with its interval."""
+    return interval(lambda s, i: float(values[s][:, :, i].mean()), values.shape[0], values.shape[2])
+
+
+def incomparable(facts: Facts, arms: tuple[str, ...], method: str, comparison: str) -> str:
+    """Say why arms cannot be compared; nothing where they can.
+
+    A relative drop means nothing for experts that learned nothing, and equal accuracy is equal only where it was
+    reached.
+    """
+    words = []
+    for arm in arms:
+        found = merged_answers(facts, arm, method, comparison)
+        if found is not None and found.alone.mean() <= found.base.mean():
+            words.append(f"{arm} experts are no better than their base")
+        if comparison == "equal_accuracy":
+            cells = [
+                chosen["reached"]
+                for match in facts.match.values()
+                for chosen in (match or {}).get("equal_accuracy", {}).get(arm, {}).values()
+            ]
+            if not all(cells):
+                words.append(f"{arm} reached the accuracy in {sum(cells)} of {len(cells)} cases")
+    return "; ".join(words)
+
+
+def best_methods(facts: Facts) -> list[dict[str, Any]]:
+    """Order the methods for each family of training, with the paired distance from the family's best.
+
+    Only the arms on which most methods were tried take part, so that all methods are judged by the same arms.
+    """
+    rows = []
+    for family in dict.fromkeys(ARMS[arm].family for arm in facts.config.arms):
+        tried: dict[str, dict[str, Merged]] = {}
+        for arm in facts.config.arms:
+            if ARMS[arm].family == family:
+                for method in methods_of(facts.config, arm, "equal_steps"):
+                    found = merged_answers(facts, arm, method, "equal_steps")
+                    if found is not None:
+                        tried.setdefault(arm, {})[method] = found
+        most = max((len(found) for found in tried.values()), default=0)
+        arms = [arm for arm, found in tried.items() if len(found) == most]
+        names = [name for name in (tried[arms[0]] if arms else {}) if all(name in tried[arm] for arm in arms)]
+        merged = {name: np.mean([tried[arm][name].merged for arm in arms], axis=0) for name in names}
+        names.sort(key=lambda name: -merged[name].mean())
+        for name in names:
+            rows.append(
+                {
+                    "family": family,
+                    "arms": arms,
+                    "method": name,
+                    "merged": float(merged[name].mean()),
+                    "behind_best": mean_interval(merged[name] - merged[names[0]]),
+                }
+            )
+    return rows
+
+
+def conflict_table(facts: Facts) -> list[dict[str, Any]]:
+    """Describe the conflict between each arm's experts: means over pairs and seeds, at equal steps and accuracy."""
+    rows = []
+    names = ("cosine", "sign_disagreement", "normalized_conflict", "conflict_norm", "matched_conflict")
+    for comparison in ("equal_steps", "equal_accuracy"):
+        for arm in facts.config.arms:
+            groups = [facts.conflict.get((s, arm), {}).get(comparison) for s in facts.seeds]
+            pairs = [pair for group in groups if group for pair in group["pairs"].values()]
+            if pairs:
+                dilution = float(np.mean([group["dilution"] for group in groups if group]))
+                means = {name: float(np.mean([pair[name] for pair in pairs])) for name in names}
+                rows.append({"comparison": comparison, "arm": arm, **means, "dilution": dilution})
+    return rows
+
+
 # --- what predicts ----------------------------------------------------------------------------------------------------
 
 
 def pair_losses(facts: Facts, method: str, comparison: str) -> list[dict[str, Any]]:
-    """List every merged pair with its statistics and its loss: the mean relative drop of its two tasks."""
+    """List every merged pair with its statistics and its loss: the mean relative drop of its two tasks.
+
+    Arms whose experts are no better than their base are left out: there is nothing to lose.
+    """
     rows = []
     for (seed, arm, kind), found in facts.merge.items():
         conflict = facts.conflict.get((seed, arm), {}).get(comparison)
+        alone = np.mean([bits(answers).mean() for answers in found["alone"].values()])
+        if alone <= np.mean([bits(facts.base[seed][task]["test"]).mean() for task in found["alone"]]):
+            continue
         if kind != comparison or conflict is None or method not in found["merged"]:
             continue
         for name, scores in found["merged"][method].items():
             if name.count("+") != 1 or name not in conflict["pairs"]:
                 continue
             drops = [1 - bits(scores[t]).mean() / max(bits(found["alone"][t]).mean(), 1e-9) for t in scores]
-            rows.append(
-                {"seed": seed, "arm": arm, "pair": name, "loss": float(np.mean(drops)), **conflict["pairs"][name]}
-            )
+            row = {"seed": seed, "arm": arm, "pair": name, "loss": float(np.mean(drops)), **conflict["pairs"][name]}
+            if comparison == "equal_steps":
+                for what in ("forward_kl", "hidden"):
+                    row[what] = float(np.mean([facts.curve[seed, arm, t][what] for t in scores]))
+            rows.append(row)
     return rows
 
 
@@ -302,7 +421,7 @@ def predictors(facts: Facts, method: str, comparison: str) -> list[dict[str, Any
         return []
     found = []
     for name in PREDICTORS:
-        usable = [row for row in rows if math.isfinite(row[name])]
+        usable = [row for row in rows if math.isfinite(row.get(name, math.nan))]
         if len(usable) < 6:
             continue
         value, low, high = correlation_interval(
@@ -324,8 +443,9 @@ def over_cells(facts: Facts, measure: Callable[[int, str], float | None]) -> dic
     if not np.isfinite(values).any():
         return {"value": float("nan"), "low": float("nan"), "high": float("nan")}
     draws = [np.nanmean(values[s][:, t]) for s, t in resample(*values.shape) if np.isfinite(values[s][:, t]).any()]
-    low, high = bounds(np.array(draws))
-    return {"value": float(np.nanmean(values)), "low": low, "high": high}
+    whole = float(np.nanmean(values))
+    low, high = bounds(widened(np.array(draws), whole, len(facts.seeds)))
+    return {"value": whole, "low": low, "high": high}
 
 
 def claims(facts: Facts, method: str) -> list[Claim]:
@@ -353,7 +473,8 @@ def claims(facts: Facts, method: str) -> list[Claim]:
         margin: float = MARGIN,
     ) -> None:
         if number is not None and math.isfinite(number["value"]):
-            made.append(Claim(name, words, number, unit, figure, verdict(number, margin), note))
+            judged = "not comparable" if note else verdict(number, margin)
+            made.append(Claim(name, words, number, unit, figure, judged, note))
 
     for first, second in (("sft", "rft"), ("rft", "grpo"), ("sft-offstyle", "sft"), ("grpo-offpolicy", "grpo")):
         add(
@@ -381,6 +502,7 @@ def claims(facts: Facts, method: str) -> list[Claim]:
                 difference(facts, first, second, method, comparison),
                 f"difference of relative drops ({method})",
                 "degradation",
+                incomparable(facts, (first, second), method, comparison),
             )
         # The headline once more by the other methods: it must not hang on one of them.
         for other in facts.config.merging.matched_methods:
@@ -391,6 +513,7 @@ def claims(facts: Facts, method: str) -> list[Claim]:
                     difference(facts, "sft", "grpo", other, comparison),
                     f"difference of relative drops ({other})",
                     "degradation",
+                    incomparable(facts, ("sft", "grpo"), other, comparison),
                 )
     reference = facts.config.reference
     add(
@@ -408,6 +531,14 @@ def claims(facts: Facts, method: str) -> list[Claim]:
         "training",
         margin=0.05,
     )
+    add(
+        "feast: SFT's conflict grows faster",
+        f"from the middle of training to its end, the conflict norm of SFT's experts grows by more than {reference}'s",
+        conflict_growth(facts, "sft", reference),
+        "difference of log2 growth over the second half",
+        "conflict",
+        margin=0.05,
+    )
     if facts.has("grpo") and facts.has("grpo-pos"):
         full, positives = arm_accuracy(facts, "grpo"), arm_accuracy(facts, "grpo-pos")
         add(
@@ -422,7 +553,8 @@ def claims(facts: Facts, method: str) -> list[Claim]:
     for kind in ("equal_steps", "equal_accuracy"):
         add(
             f"subspace: RL is more orthogonal at {kind.replace('_', ' ')}",
-            "deltas of different tasks have smaller cosines in magnitude under GRPO than under SFT",
+            f"at {kind.replace('_', ' ')}, deltas of different tasks have smaller cosines in magnitude under GRPO than "
+            "under SFT",
             cosine_difference(facts, "sft", "grpo", kind),
             "difference of mean |cosine|",
             "conflict",
@@ -443,7 +575,41 @@ def claims(facts: Facts, method: str) -> list[Claim]:
             "difference of accuracy lost",
             "landscape",
         )
+    for name in RL_METHODS:
+        add(
+            f"methods: {name} > {method} on {reference}",
+            f"{name}, made for experts trained by RL, merges {reference} experts better than {method}",
+            method_difference(facts, reference, name, method),
+            "difference of accuracies of pairs at equal steps",
+            "methods",
+        )
     return made
+
+
+def method_difference(facts: Facts, arm: str, first: str, second: str) -> dict[str, float] | None:
+    """Return how much more accurate an arm's pairs are by one method than by another."""
+    found = [merged_answers(facts, arm, method, "equal_steps") for method in (first, second)]
+    if found[0] is None or found[1] is None:
+        return None
+    return mean_interval(found[0].merged - found[1].merged)
+
+
+def conflict_growth(facts: Facts, first: str, second: str) -> dict[str, float] | None:
+    """Return how much more the mean conflict norm of the first arm grows over the second half, resampling seeds."""
+    rows = []
+    for s in facts.seeds:
+        grown = []
+        for arm in (first, second):
+            growth = facts.conflict.get((s, arm), {"growth": []})["growth"]
+            if len(growth) < 2 or not growth[(len(growth) - 1) // 2]["conflict_norm"]:
+                break
+            grown.append(math.log2(growth[-1]["conflict_norm"] / growth[(len(growth) - 1) // 2]["conflict_norm"]))
+        if len(grown) == 2:
+            rows.append([grown[0] - grown[1]])
+    if len(rows) < 2:  # one base says nothing about others
+        return None
+    values = np.array(rows)
+    return interval(lambda s, i: float(values[s][:, i].mean()), *values.shape)
 
 
 def decay(facts: Facts, seed: int, arm: str, task: str) -> float | None:
@@ -520,18 +686,7 @@ def analyse(facts: Facts) -> dict[str, Any]:
     """
     merges = merge_table(facts)
     at_steps = [row for row in merges if row["comparison"] == "equal_steps"]
-    families = sorted({ARMS[arm].family for arm in facts.config.arms})
     method = "task_arithmetic" if any(row["method"] == "task_arithmetic" for row in at_steps) else "linear"
-    best = []
-    for family in families:
-        rows = [row for row in at_steps if ARMS[row["arm"]].family == family]
-        by_method = {
-            name: np.mean([r["merged"] for r in rows if r["method"] == name]) for name in {r["method"] for r in rows}
-        }
-        best += [
-            {"family": family, "method": name, "merged": by_method[name]}
-            for name in sorted(by_method, key=lambda n: -by_method[n])
-        ]
     experts = expert_table(facts)
     precision = [{"arm": row["arm"], "norm": row["norm"], "changed_bf16": row["changed_bf16"]} for row in experts]
     sparse = (
@@ -547,7 +702,12 @@ def analyse(facts: Facts) -> dict[str, Any]:
         "method_of_claims": method,
         "experts": experts,
         "merges": merges,
-        "best_methods": best,
+        "best_methods": best_methods(facts),
+        "conflict": conflict_table(facts),
+        "headline_by_seed": {
+            kind: difference_by_seed(facts, "sft", facts.config.reference, method, kind)
+            for kind in facts.config.merging.comparisons
+        },
         "claims": [
             {
                 "name": c.name,
@@ -556,6 +716,7 @@ def analyse(facts: Facts) -> dict[str, Any]:
                 "unit": c.unit,
                 "figure": c.figure,
                 "verdict": c.verdict,
+                "note": c.note,
             }
             for c in claims(facts, method)
         ],

@@ -22,7 +22,12 @@ def _table(*arms: Arm) -> dict[str, Arm]:
 
 ARMS = _table(
     Arm("sft", "sft", "gold answers in the base's style", {"algorithm": "sft"}),
-    Arm("sft-offstyle", "sft", "right answers in a foreign style", {"algorithm": "sft", "style": "foreign"}),
+    Arm(
+        "sft-offstyle",
+        "sft",
+        "right answers in a style that the base hardly uses",
+        {"algorithm": "sft", "style": "foreign"},
+    ),
     Arm("rft", "sft", "the base's own right answers", {"algorithm": "rft"}),
     Arm("grpo", "rl", "on-policy, advantage within the group", {"algorithm": "rl", "advantage": "grpo"}),
     Arm("grpo-pos", "rl", "GRPO, negative advantages set to 0", {"algorithm": "rl", "positives_only": True}),

@@ -33,6 +33,8 @@ class Merging(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     methods: list[str] | None = None  # at equal steps; every method that needs no extra data unless given
+    method_arms: list[str] | None = None  # the arms on which all of them are tried; all arms unless given
+    # In matched comparisons, and at equal steps on the other arms.
     matched_methods: list[str] = Field(default_factory=lambda: ["linear", "task_arithmetic", "ties"])
     comparisons: list[Literal["equal_steps", "equal_accuracy", "equal_norm"]] = Field(
         default_factory=lambda: list(COMPARISONS)  # type: ignore[arg-type]
@@ -83,7 +85,11 @@ class StudyConfig(BaseModel):
         """Refuse names that nothing has, and settings that no run could use."""
         for what, given, known in (
             ("task", self.tasks, TASKS),
-            ("arm", [*self.arms, *self.overrides, self.reference], ARMS),
+            (
+                "arm",
+                [*self.arms, *self.overrides, self.reference, *self.landscape.arms, *(self.merging.method_arms or [])],
+                ARMS,
+            ),
         ):
             for name in given:
                 if name not in known:

@@ -163,18 +163,19 @@ def degradations(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
 
 
 def methods(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
-    """Merged accuracy at equal steps: arms by methods."""
+    """Merged accuracy at equal steps: methods by arms, the best for the arms with most methods above."""
     rows = [row for row in results["merges"] if row["comparison"] == "equal_steps"]
     if not rows:
         return None
     arms = [arm for arm in facts.config.arms if any(row["arm"] == arm for row in rows)]
-    names = sorted({row["method"] for row in rows})
-    table = np.full((len(arms), len(names) + 1), np.nan)
-    for row in rows:
-        table[arms.index(row["arm"]), names.index(row["method"])] = row["merged"]
-        table[arms.index(row["arm"]), -1] = row["alone"]
-    figure, axis = plt.subplots(figsize=(1.0 * len(names) + 2.4, 0.42 * len(arms) + 1.4))
-    return heat(figure, axis, table, arms, [*names, "unmerged"], "viridis", "mean accuracy of pairs")
+    found = {(row["method"], row["arm"]): row["merged"] for row in rows}
+    most = [arm for arm in arms if sum(a == arm for _, a in found) == max(sum(a == b for _, a in found) for b in arms)]
+    names = sorted({method for method, _ in found}, key=lambda m: -np.mean([found.get((m, arm), 0) for arm in most]))
+    table = np.array([[found.get((name, arm), np.nan) for arm in arms] for name in names])
+    alone = [[next(row["alone"] for row in rows if row["arm"] == arm) for arm in arms]]
+    figure, axis = plt.subplots(figsize=(0.85 * len(arms) + 2.0, 0.27 * len(names) + 1.9))
+    whole = np.concatenate([alone, table])
+    return heat(figure, axis, whole, ["unmerged", *names], arms, "viridis", "mean accuracy of pairs")
 
 
 def heat(
@@ -279,8 +280,12 @@ def sweep(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
     )
     if not names:
         return None
-    figure, axes = plt.subplots(1, len(names), figsize=(2.6 * len(names), 3.4), sharey=True, squeeze=False)
-    for axis, name in zip(axes[0], names, strict=True):
+    wide = min(5, len(names))
+    tall = -(-len(names) // wide)
+    figure, axes = plt.subplots(tall, wide, figsize=(2.3 * wide, 2.2 * tall + 0.7), sharey=True, squeeze=False)
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    for axis, name in zip(axes.flat, names, strict=False):
         for arm in facts.config.arms:
             found: dict[float, list[float]] = {}
             for (_, kind, comparison), facts_of in facts.merge.items():
@@ -293,9 +298,13 @@ def sweep(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
                 axis.plot(scales, [np.mean(found[x]) for x in scales], lw=1, label=arm, **style_of(facts, arm))
         axis.set_title(name)
         axis.set_xlabel("lambda")
-    axes[0, 0].set_ylabel("validation accuracy of merges")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5))
+    for axis in axes[:, 0]:
+        axis.set_ylabel("validation accuracy")
+    labelled: dict[str, Any] = {}
+    for axis in axes.flat:  # not every arm is in every panel
+        handles, labels = axis.get_legend_handles_labels()
+        labelled |= dict(zip(labels, handles, strict=True))
+    figure.legend(labelled.values(), labelled.keys(), loc="outside lower center", ncols=min(len(labelled), 5))
     return figure
 
 

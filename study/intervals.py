@@ -34,6 +34,14 @@ def resample(seeds: int, items: int, draws: int = DRAWS) -> list[tuple[np.ndarra
     return [(rng.integers(0, seeds, seeds), rng.integers(0, items, items)) for _ in range(draws)]
 
 
+def widened(draws: np.ndarray, whole: float, seeds: int) -> np.ndarray:
+    """Spread draws by sqrt(n / (n - 1)): resampling n seeds shows only (n - 1) / n of their variance.
+
+    With one seed nothing is known of the variance between seeds, and the draws stay as they are.
+    """
+    return whole + (draws - whole) * np.sqrt(seeds / (seeds - 1)) if seeds > 1 else draws
+
+
 def standard_error(scores: Sequence[int]) -> float:
     """Return the standard error of a mean of zeros and ones."""
     values = np.asarray(scores, dtype=float)
@@ -50,12 +58,8 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
 
 def ranks(values: np.ndarray) -> np.ndarray:
     """Return ranks from 1; equal values share their mean rank."""
-    order = np.argsort(values, kind="stable")
-    found = np.empty(len(values))
-    found[order] = np.arange(1, len(values) + 1)
-    for value in np.unique(values):
-        same = values == value
-        found[same] = found[same].mean()
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    found: np.ndarray = (np.cumsum(count) - (count - 1) / 2)[place]
     return found
 
 
@@ -83,5 +87,6 @@ def interval(measure: Callable[[np.ndarray, np.ndarray], float], seeds: int, ite
         Takes seed indices and item indices.
     """
     whole = measure(np.arange(seeds), np.arange(items))
-    low, high = bounds(np.asarray([measure(s, i) for s, i in resample(seeds, items)]))
+    draws = np.asarray([measure(s, i) for s, i in resample(seeds, items)])
+    low, high = bounds(widened(draws, whole, seeds))
     return {"value": whole, "low": low, "high": high}

@@ -147,7 +147,7 @@ class WeightedSft(Learner):
         batch = self.gold(step, self.settings.per_device_train_batch_size)
         now, entropy = self.logs(self.model, batch)
         weights = objectives.importance_weights(now, self.base_logs(batch), self.settings.weight_clip)
-        facts = {"entropy": entropy, "weight_std": float(weights.std())}
+        facts = {"entropy": entropy, "weight_std": float(weights.detach().std())}
         yield objectives.sft_loss(now, batch.completion_mask, weights), facts
 
 

@@ -28,7 +28,11 @@ def usable_methods(wanted: list[str] | None) -> list[str]:
     """
     import rlmerge
 
-    known = {m.name: m for m in rlmerge.methods() if m.name not in NO_MERGES and m.min_experts <= 2}
+    known = {
+        m.name: m
+        for m in rlmerge.methods()
+        if m.name not in NO_MERGES and m.min_experts <= 2 and (m.max_experts is None or m.max_experts >= 2)
+    }
     usable = [name for name, m in known.items() if all(p.default is not None for p in m.parameters)]
     if wanted is None:
         return usable
@@ -70,13 +74,12 @@ def merged(
     """Merge into a folder that is gone afterwards."""
     import rlmerge
 
-    scratch.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=scratch))
     try:
         rlmerge.merge(
             experts,
             method=method,
-            base=base if row(method).base == "required" else None,
+            base=base if row(method).base in ("required", "optional") else None,
             output=folder / "merged",
             parameters=parameters,
             seed=seed,
@@ -103,14 +106,11 @@ def rescale(base: Path | str, expert: Path, factor: float, output: Path) -> None
     )
 
 
-def candidates(method: str, told: Merging, chosen: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """List the parameters that validation decides between.
+def scales(method: str, told: Merging, chosen: dict[str, Any]) -> list[dict[str, Any]]:
+    """List the lambdas that validation decides between, at the default density."""
+    return [{**chosen, "lambda": value} for value in told.lambdas] if takes(method, "lambda") else []
 
-    First lambda at the default density; then, with that lambda in ``chosen``, the density. So a method costs the sum of
-    the two lists and not their product.
-    """
-    if chosen is None:
-        return [{"lambda": value} for value in told.lambdas] if takes(method, "lambda") else [{}]
-    if takes(method, "density"):
-        return [{**chosen, "density": value} for value in told.densities]
-    return []
+
+def densities(method: str, told: Merging, chosen: dict[str, Any]) -> list[dict[str, Any]]:
+    """List the densities, with the lambda that was chosen: a method costs the sum of the two lists, not the product."""
+    return [{**chosen, "density": value} for value in told.densities] if takes(method, "density") else []

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import html
+import math
 from typing import TYPE_CHECKING, Any
 
 from study.analysis import Facts, analyse
 from study.arms import ARMS
 from study.figures import draw_all
-from study.records import read_json, versions, write_json
+from study.records import read_json, read_lines, versions, write_json
+from study.schedule import facts_lack, keys_of
 from study.stages import Places
 
 if TYPE_CHECKING:
@@ -33,22 +35,27 @@ CAPTIONS = {
     "precision": "Weights that a bf16 checkpoint would show as changed.",
 }
 
+NOT_YET = "not run yet"
+
 
 def write_page(config: StudyConfig, work: Path, folder: Path, units: list[Unit]) -> None:
     """Analyse what is there and write the page."""
-    facts = Facts(config, Places(work))
+    state = state_of(units, Places(work))
+    facts = Facts(config, Places(work, known=keys_of(units)), without=state.pop("begun"))
     folder.mkdir(parents=True, exist_ok=True)
     results = analyse(facts)
     results["study"] = config.model_dump(mode="json")
     results["versions"] = versions()
-    results["units"] = state_of(units, Places(work), work)
+    results["units"] = state
     results["runs"] = {f"s{s}/{arm}/{task}": found["run"] for (s, arm, task), found in facts.expert.items()}
     results["matched"] = {f"s{seed}": found for seed, found in facts.match.items()}
     drawn = draw_all(facts, results, folder / "figures")
-    write_json(folder / "results.json", results)
+    write_json(folder / "results.json", strict(results))
     write_csv(folder / "experts.csv", results["experts"])
     write_csv(folder / "merges.csv", [flat(row) for row in results["merges"]])
     write_csv(folder / "claims.csv", results["claims"])
+    write_csv(folder / "conflict.csv", results["conflict"])
+    write_csv(folder / "methods.csv", [flat(row) for row in results["best_methods"]])
     blocks = compose(config, facts, results, drawn)
     (folder / "index.md").write_text(as_markdown(blocks))
     (folder / "index.html").write_text(as_html(config.name, blocks))
@@ -58,23 +65,54 @@ def few_seeds(count: int) -> str:
     """Say what so many seeds allow."""
     if count < 2:
         return "with one base they say nothing about other bases"
-    return f"with {count} bases they are rough"
+    return f"widened by the root of {count}/{count - 1} for so few bases, and rough even so"
 
 
-def state_of(units: list[Unit], places: Places, work: Path) -> dict[str, Any]:
+def state_of(units: list[Unit], places: Places) -> dict[str, Any]:
     """Say which units are done, how long each stage took, and why units are missing."""
-    seconds: dict[str, float] = {}
-    missing = {}
+    seconds: dict[str, dict[str, float]] = {"wall": {}, "processor": {}}
+    missing: dict[str, str] = {}
+    broken: set[str] = set()
+    begun: set[int] = set()  # seeds with units that are still to come
     done = 0
+    keys = keys_of(units)
     for unit in units:
-        path = places.facts(unit.name)
-        if path.exists():
+        trace = places.failure(unit.name)
+        behind = next((name for name in unit.needs if name in broken), None)
+        if facts_lack(places, unit.name, keys[unit.name]) is not None:
             done += 1
-            seconds[unit.stage] = seconds.get(unit.stage, 0.0) + read_json(path)["seconds"]
+            made = read_json(places.facts(unit.name))
+            for clock, spent in (("wall", made["seconds"]), ("processor", made["processor_seconds"])):
+                seconds[clock][unit.stage] = seconds[clock].get(unit.stage, 0.0) + spent
+        elif trace.exists() or behind is not None:
+            broken.add(unit.name)
+            missing[unit.name] = (
+                f"not begun, because {behind} failed" if behind else trace.read_text().strip().splitlines()[-1]
+            )
         else:
-            trace = work / "failed" / f"{unit.name.replace('/', '_')}.txt"
-            missing[unit.name] = trace.read_text().strip().splitlines()[-1] if trace.exists() else "not run"
-    return {"done": done, "of": len(units), "seconds": {k: round(v, 1) for k, v in seconds.items()}, "missing": missing}
+            begun.add(unit.arguments["seed"])
+            missing[unit.name] = NOT_YET
+    sessions = read_lines(places.work / "sessions.jsonl")
+    return {
+        "done": done,
+        "of": len(units),
+        "seconds": {
+            clock: {stage: round(spent, 1) for stage, spent in found.items()} for clock, found in seconds.items()
+        },
+        "wall": round(sum(session["wall"] for session in sessions), 1),
+        "sessions": len(sessions),
+        "begun": begun,
+        "missing": missing,
+    }
+
+
+def strict(data: Any) -> Any:
+    """Put null for numbers that JSON has no word for."""
+    if isinstance(data, dict):
+        return {name: strict(value) for name, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [strict(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def flat(row: dict[str, Any]) -> dict[str, Any]:
@@ -104,6 +142,8 @@ Block = tuple[str, Any]  # heading, text, table or figure
 
 def percent(number: dict[str, float]) -> str:
     """Write an interval in percent."""
+    if not math.isfinite(number["value"]):
+        return "–"
     return f"{100 * number['value']:.1f} [{100 * number['low']:.1f}, {100 * number['high']:.1f}]"
 
 
@@ -114,7 +154,8 @@ def compose(config: StudyConfig, facts: Facts, results: dict[str, Any], drawn: l
         ("heading", f"Study: {config.name}"),
         (
             "text",
-            f"{config.meaning}. {len(facts.seeds)} seeds, {len(config.tasks)} tasks, {len(config.arms)} arms; "
+            f"{config.meaning}. Seeds {', '.join(map(str, facts.seeds))} of {len(config.seeds)}, "
+            f"{len(config.tasks)} tasks, {len(config.arms)} arms; "
             f"{units['done']} of {units['of']} units done. Accuracy is that of one sampled answer to each of "
             f"{config.evaluation.test_items} test questions. Intervals are 95 % bootstraps that resample seeds and "
             f"test items together (1000 draws, paired between arms); {few_seeds(len(facts.seeds))}. "
@@ -125,13 +166,14 @@ def compose(config: StudyConfig, facts: Facts, results: dict[str, Any], drawn: l
             "text",
             "Each claim is a number that is positive where the claim holds. Reproduced: its interval is above 0. "
             "Opposite: below. Not reproduced: it holds 0 and nothing larger than the margin (0.02 for accuracies). "
-            "Undecided: it holds 0 and more. The rule is in study/analysis.py; merges in claims are by "
-            f"{results['method_of_claims']}, its lambda chosen on validation.",
+            "Undecided: it holds 0 and more. Not comparable: the note says why. The rule is in study/analysis.py; "
+            f"merges in claims are by {results['method_of_claims']}, its lambda chosen on validation. There are "
+            f"{len(results['claims'])} claims, and at 95 % about one in twenty intervals that should hold 0 does not.",
         ),
         (
             "table",
             [
-                ["claim", "number", "95 % interval", "unit", "verdict", "figure"],
+                ["claim", "number", "95 % interval", "unit", "verdict", "note", "figure"],
                 *(
                     [
                         claim["words"],
@@ -139,6 +181,7 @@ def compose(config: StudyConfig, facts: Facts, results: dict[str, Any], drawn: l
                         f"[{claim['low']:.3f}, {claim['high']:.3f}]",
                         claim["unit"],
                         claim["verdict"],
+                        claim["note"],
                         claim["figure"],
                     ]
                     for claim in results["claims"]
@@ -151,21 +194,26 @@ def compose(config: StudyConfig, facts: Facts, results: dict[str, Any], drawn: l
     for name in ("experts", "norms", "training"):
         blocks += [figures[name]] if name in figures else []
     blocks.append(("heading", "Merges"))
-    blocks.append(("text", seed_words(facts, results)))
-    blocks.append(("table", merge_rows(results)))
+    blocks += [("text", seed_words(facts, results)), ("text", reached_words(facts)), ("table", merge_rows(results))]
     for name in ("degradation", "methods", "pairs", "sweep"):
         blocks += [figures[name]] if name in figures else []
-    blocks.append(("heading", "Methods by family of training"))
-    blocks.append(
+    blocks += [
+        ("heading", "Methods by family of training"),
         (
-            "table",
-            [
-                ["family", "method", "mean accuracy of pairs at equal steps"],
-                *([r["family"], r["method"], f"{r['merged']:.3f}"] for r in results["best_methods"]),
-            ],
-        )
-    )
-    blocks.append(("heading", "Conflict, and what predicts the loss of a merge"))
+            "text",
+            "Mean accuracy of pairs at equal steps, and its paired distance from the family's best method. The best of "
+            "many is partly luck: methods whose interval reaches 0 are not told apart from it.",
+        ),
+        ("table", method_rows(results)),
+        ("heading", "Conflict, and what predicts the loss of a merge"),
+        (
+            "text",
+            "Means over pairs of tasks and over bases. Chance: cosine 0, sign disagreement 0.5, normalised conflict "
+            f"0.707, dilution {len(config.tasks) ** -0.5:.3f} (orthogonal deltas of one length). The conflict norm "
+            "grows with the square of the update norm; the one of unit deltas does not.",
+        ),
+        ("table", conflict_rows(results)),
+    ]
     for kind, rows in results["predictors"].items():
         if rows:
             table = [
@@ -194,16 +242,32 @@ def compose(config: StudyConfig, facts: Facts, results: dict[str, Any], drawn: l
         (
             "table",
             [
-                ["stage", "seconds of one worker, all units"],
-                *([stage, f"{seconds:.0f}"] for stage, seconds in units["seconds"].items()),
+                ["stage", "wall seconds, all units", "processor seconds"],
+                *(
+                    [stage, f"{seconds:.0f}", f"{units['seconds']['processor'][stage]:.0f}"]
+                    for stage, seconds in units["seconds"]["wall"].items()
+                ),
             ],
+        ),
+        (
+            "text",
+            f"Wall time: {units['wall'] / 60:.0f} minutes in {units['sessions']} session(s), with {config.workers} "
+            "workers; whatever else the machine did meanwhile is in it.",
         ),
         ("text", "Versions: " + ", ".join(f"{name} {number}" for name, number in results["versions"].items()) + "."),
         ("text", "Arms: " + "; ".join(f"{arm}: {ARMS[arm].meaning}" for arm in config.arms) + "."),
     ]
+    failed = [[name, why] for name, why in units["missing"].items() if why != NOT_YET]
     if units["missing"]:
-        rows = [[name, why] for name, why in units["missing"].items()]
-        blocks += [("heading", "What is missing"), ("table", [["unit", "why"], *rows])]
+        blocks += [
+            ("heading", "What is missing"),
+            (
+                "text",
+                f"{len(failed)} units failed or could not be begun; {len(units['missing']) - len(failed)} are to come.",
+            ),
+        ]
+    if failed:
+        blocks.append(("table", [["unit", "why"], *failed]))
     return blocks
 
 
@@ -218,20 +282,62 @@ def learned_words(results: dict[str, Any]) -> str:
 def seed_words(facts: Facts, results: dict[str, Any]) -> str:
     """Say whether the base decides the sign of the difference between SFT and the reference."""
     words = []
-    for kind in facts.config.merging.comparisons:
-        rows = {
-            r["arm"]: r["by_seed"]
-            for r in results["merges"]
-            if r["comparison"] == kind and r["method"] == results["method_of_claims"]
-        }
-        if "sft" not in rows or facts.config.reference not in rows:
+    for kind, found in results["headline_by_seed"].items():
+        if not found:
             continue
-        gaps = [a - b for a, b in zip(rows["sft"], rows[facts.config.reference], strict=True)]
-        signs = {gap > 0 for gap in gaps}
-        told = "the same sign for every base" if len(signs) == 1 else "not the same sign for every base"
-        listed = ", ".join(f"{100 * gap:+.1f}" for gap in gaps)
-        words.append(f"at {kind.replace('_', ' ')}, sft less {facts.config.reference}: {listed} points ({told})")
-    return "Relative drops by base: " + "; ".join(words) + "." if words else "No merges to compare."
+        above = sum(gap["low"] > 0 for gap in found)
+        below = sum(gap["high"] < 0 for gap in found)
+        listed = ", ".join(f"s{seed} {percent(gap)}" for seed, gap in zip(facts.seeds, found, strict=True))
+        words.append(
+            f"at {kind.replace('_', ' ')} {listed}: above 0 for {above}, below for {below}, not decided for "
+            f"{len(found) - above - below} of {len(found)} bases"
+        )
+    if not words:
+        return "No merges to compare."
+    return (
+        f"Does the base decide the sign? Relative drop of sft less that of {facts.config.reference}, in points, "
+        f"for each base alone, with intervals over test questions: {'; '.join(words)}."
+    )
+
+
+def reached_words(facts: Facts) -> str:
+    """Say how often each arm reached the accuracy that matched comparisons aim at."""
+    counts: dict[str, list[bool]] = {}
+    for match in facts.match.values():
+        for arm, chosen in (match or {}).get("equal_accuracy", {}).items():
+            counts.setdefault(arm, []).extend(one["reached"] for one in chosen.values())
+    told = ", ".join(f"{arm} {sum(reached)} of {len(reached)}" for arm, reached in counts.items())
+    return (
+        "For equal accuracy, each arm's first checkpoint counts that reaches the accuracy aimed at for its task; where "
+        f"none does, its best. Reached: {told}."
+    )
+
+
+def method_rows(results: dict[str, Any]) -> list[list[str]]:
+    """Make the table of methods by family."""
+    table = [["family", "arms", "method", "mean accuracy", "less than the best, points"]]
+    for row in results["best_methods"]:
+        behind = percent(row["behind_best"]) if row["behind_best"]["value"] else "best"
+        table.append([row["family"], ", ".join(row["arms"]), row["method"], f"{row['merged']:.3f}", behind])
+    return table
+
+
+def conflict_rows(results: dict[str, Any]) -> list[list[str]]:
+    """Make the table of conflict by arm."""
+    names = {
+        "cosine": "cosine",
+        "sign_disagreement": "sign disagreement",
+        "normalized_conflict": "normalised conflict",
+        "conflict_norm": "conflict norm",
+        "matched_conflict": "conflict norm of unit deltas",
+        "dilution": "dilution",
+    }
+    table = [["comparison", "arm", *names.values()]]
+    for row in results["conflict"]:
+        small = ("conflict_norm", "matched_conflict")
+        numbers = [f"{row[name]:.2e}" if name in small else f"{row[name]:.3f}" for name in names]
+        table.append([row["comparison"].replace("_", " "), row["arm"], *numbers])
+    return table
 
 
 def expert_rows(config: StudyConfig, results: dict[str, Any]) -> list[list[str]]:

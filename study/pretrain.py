@@ -8,8 +8,8 @@
     python study/pretrain.py --config pretrain.yaml steps=1400
 
 Reinforcement learning needs a base that is often right when it samples, and not always. So answers are clean for most
-of the training, and then some have a slip of the pen and some come in a second style: the likeliest answer stays
-right, and a sample is right about half the time.
+of the training, and then some have a slip of the pen: the likeliest answer stays right, and a sample is right about
+half the time. A quarter of the answers are in a second style throughout, and a few in a third, foreign one.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class PretrainSettings(BaseModel):
     clean_share: float = Field(default=0.75, ge=0, le=1)  # of the steps, before slips begin
     slip_rate: float = Field(default=0.35, ge=0, le=1)
     second_style_rate: float = Field(default=0.25, ge=0, le=1)
+    foreign_style_rate: float = Field(default=0.04, ge=0, le=1)  # 0 makes a style that no short training can teach
     outside_rate: float = Field(default=0.1, ge=0, le=1)  # of questions from outside the experts' domain
     level: int = Field(default=1, ge=1)
     items: int = Field(default=3000, ge=1)  # different questions of each task
@@ -105,7 +106,8 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
             answer = item.answer
             if spoiled and rng.random() < settings.slip_rate:
                 answer = tasks[name].slip(answer, rng)
-            style = "second" if rng.random() < settings.second_style_rate else "plain"
+            point = rng.random() - settings.foreign_style_rate
+            style = "foreign" if point < 0 else "second" if point < settings.second_style_rate else "plain"
             prompts.append(item.prompt)
             answers.append(tasks[name].restyle(answer, style))
         batch = Batch(*encode_prompts(tokenizer, prompts, "cpu"), *encode_answers(tokenizer, answers, "cpu"))

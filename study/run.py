@@ -17,7 +17,9 @@ Ctrl-C stops it, and the same command goes on where it stopped. A unit that fail
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 if not __package__:  # run as a script: the folder of `study` belongs on the path, and `study` itself does not
@@ -47,17 +49,26 @@ def main() -> None:
     home = Path(__file__).resolve().parent
     work = told.work or home / "work" / config.name
     results = told.results or home / "results" / config.name
-    units = plan_units(config)
+    check_rlmerge()
+    if not told.dry_run:
+        check_installed(config)
+        find_base(config)
+    try:
+        units = plan_units(config)
+    except ValueError as error:
+        sys.exit(f"error: {told.config}: merging: {error}")
     if told.dry_run:
         describe(config, units, work, results)
         return
-    check_installed(config)
     lost = {}
     if not told.page:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             lost = run_all(config, work, units)
         except KeyboardInterrupt:
             sys.exit("\nstopped; the same command goes on from here")
+        except SettingsError as error:
+            sys.exit(f"error: {error}")
     from study.page import write_page
 
     write_page(config, work, results, units)
@@ -78,11 +89,15 @@ def describe(config: StudyConfig, units: list[Unit], work: Path, results: Path) 
     print(f"work: {work}\nresults: {results}")
 
 
-def check_installed(config: StudyConfig) -> None:
-    """Stop before anything is begun when a library, the base or the accelerator is missing."""
-    from importlib.util import find_spec
+def check_rlmerge() -> None:
+    """Stop when rlmerge is missing: its table of methods decides what there is to do."""
+    if find_spec("rlmerge") is None:
+        sys.exit("error: not installed: rlmerge\nhint: pip install 'rlmerge[study]'")
 
-    wanted = ["rlmerge", "torch", "transformers", "safetensors", "matplotlib"]
+
+def check_installed(config: StudyConfig) -> None:
+    """Stop before anything is begun when a library or the accelerator is missing."""
+    wanted = ["torch", "transformers", "safetensors", "matplotlib"]
     engines = {config.training(arm, config.tasks[0], 0, "base", Path("out")).engine for arm in config.arms}
     if "trl" in engines:
         wanted += ["trl", "datasets", "accelerate", "peft"]
@@ -97,6 +112,24 @@ def check_installed(config: StudyConfig) -> None:
                 f"error: {config.name} trains with TRL and needs a GPU, and none is here\n"
                 "hint: study/configs/tiny-cpu.yaml runs on two CPU cores; --dry-run checks this configuration"
             )
+
+
+def find_base(config: StudyConfig) -> None:
+    """Put the folder for a base that is named by its hub id, or stop with the way out."""
+    if config.base is None or Path(config.base).is_dir():
+        return
+    if config.base.count("/") != 1:
+        sys.exit(f"error: {config.base}: no such folder\nhint: `make smollm2` writes a base; hub ids are owner/name")
+    try:
+        from huggingface_hub import snapshot_download
+
+        wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
+        config.base = snapshot_download(config.base, allow_patterns=wanted)
+    except Exception as error:  # no network, no such model, a gate: whatever it is, the way out is the same
+        sys.exit(
+            f"error: {config.base} cannot be had here ({type(error).__name__})\n"
+            f"hint: `hf download {config.base}` on a machine with network, or give a folder as `base`"
+        )
 
 
 if __name__ == "__main__":

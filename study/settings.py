@@ -36,7 +36,7 @@ class TrainSettings(BaseModel):
     # Training. Warm-up is linear, and the rate is constant after it: a decay would hide that steps differ.
     engine: Literal["own", "trl"] = "own"
     seed: int = Field(default=0, ge=0)
-    max_steps: int = Field(default=30, ge=0)
+    max_steps: int = Field(default=30, ge=1)
     learning_rate: float = Field(default=5e-5, gt=0)
     warmup_steps: int = Field(default=10, ge=0)
     per_device_train_batch_size: int = Field(default=128, ge=1)  # sequences, as in TRL

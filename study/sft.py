@@ -8,7 +8,7 @@
 """Fine-tune a model on gold answers of one task.
 
     python study/sft.py model_name_or_path=base output_dir=math-sft task=math
-    python study/sft.py ... style=foreign                       gold answers in a style the base never uses
+    python study/sft.py ... style=foreign                       gold answers in a style the base hardly uses
     python study/sft.py ... algorithm=iw-sft                    importance-weighted
     accelerate launch study/sft.py --config real.yaml engine=trl
 

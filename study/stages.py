@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import shutil
+import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study.merging import candidates, fits, merged, rescale, task_sets, usable_methods
+from study.merging import densities, fits, merged, rescale, scales, task_sets
 from study.records import read_json, read_lines
 from study.tasks import find_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from study.configuration import StudyConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where things lie under the working folder."""
+    """Where things lie under the working folder.
+
+    ``known`` holds the keys of facts that are to be believed; all are, where it is None.
+    """
 
     work: Path
+    known: dict[str, str] | None = None
 
     def base(self, config: StudyConfig, seed: int) -> Path | str:
         """Return the base of a seed."""
@@ -31,14 +36,29 @@ class Places:
         """Return the folder of an expert."""
         return self.work / "experts" / f"s{seed}" / arm / task
 
+    def scratch(self) -> Path:
+        """Return the folder of what is deleted again."""
+        folder = self.work / "scratch"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     def facts(self, unit: str) -> Path:
         """Return the file that says that a unit is done, and what it found."""
         return self.work / "facts" / f"{unit}.json"
 
+    def failure(self, unit: str) -> Path:
+        """Return the file that says why a unit failed."""
+        return self.work / "failed" / f"{unit.replace('/', '_')}.txt"
+
     def read(self, unit: str) -> dict[str, Any] | None:
         """Return what a unit found, if it is done."""
         path = self.facts(unit)
-        return dict(read_json(path)["found"]) if path.exists() else None
+        if not path.exists():
+            return None
+        facts = read_json(path)
+        if self.known is not None and facts["key"] != self.known.get(unit):
+            return None  # of other settings
+        return dict(facts["found"])
 
 
 def run_unit(config: StudyConfig, places: Places, stage: str, **names: Any) -> dict[str, Any]:
@@ -50,6 +70,7 @@ def run_unit(config: StudyConfig, places: Places, stage: str, **names: Any) -> d
         "curve": evaluate_expert,
         "match": match_experts,
         "conflict": measure_conflict,
+        "alone": ask_alone,
         "merge": merge_experts,
         "landscape": walk_landscape,
     }
@@ -212,81 +233,83 @@ def smooth(points: list[dict[str, Any]]) -> list[float]:
     return [sum(raw[max(0, at - 1) : at + 2]) / len(raw[max(0, at - 1) : at + 2]) for at in range(len(raw))]
 
 
-def matched_folders(config: StudyConfig, places: Places, seed: int, arm: str, comparison: str) -> dict[str, Path]:
-    """Return the experts of an arm as a comparison wants them; those that failed are left out."""
+@contextmanager
+def compared_experts(
+    config: StudyConfig, places: Places, seed: int, arm: str, comparison: str
+) -> Iterator[dict[str, Path]]:
+    """Give the experts of an arm as a comparison wants them; those that failed are left out.
+
+    Rescaled experts are made for the caller and gone afterwards.
+    """
     done = {task: places.expert(seed, arm, task) for task in config.tasks if places.read(f"curve/s{seed}/{arm}/{task}")}
     if comparison == "equal_steps":
-        return done
+        yield done
+        return
     match = places.read(f"match/s{seed}")
     assert match is not None
     chosen = match[comparison].get(arm, {})
+    done = {task: folder for task, folder in done.items() if task in chosen}
     if comparison == "equal_accuracy":
-        return {
-            task: folder / "checkpoints" / f"step-{chosen[task]['step']:05d}"
-            for task, folder in done.items()
-            if task in chosen
-        }
-    found = {}
-    for task, folder in done.items():
-        if task in chosen:
-            found[task] = places.work / "rescaled" / f"s{seed}" / arm / task
-            rescale(places.base(config, seed), folder, chosen[task]["factor"], found[task])
-    return found
+        yield {task: folder / "checkpoints" / f"step-{chosen[task]['step']:05d}" for task, folder in done.items()}
+        return
+    with tempfile.TemporaryDirectory(dir=places.scratch()) as made:
+        scaled = {task: Path(made) / task for task in done}
+        for task, folder in done.items():
+            rescale(places.base(config, seed), folder, chosen[task]["factor"], scaled[task])
+        yield scaled
 
 
 # --- merges -----------------------------------------------------------------------------------------------------------
 
 
-def merge_experts(config: StudyConfig, places: Places, seed: int, arm: str, comparison: str) -> dict[str, Any]:
-    """Merge all pairs and all tasks by every method; parameters are chosen on validation, scores are on test."""
-    experts = matched_folders(config, places, seed, arm, comparison)
-    if len(experts) < 2:
-        msg = f"{arm} has {len(experts)} experts for {comparison}: nothing to merge"
-        raise ValueError(msg)
+def ask_alone(config: StudyConfig, places: Places, seed: int, arm: str, comparison: str) -> dict[str, Any]:
+    """Ask the experts themselves what their merges are asked."""
+    asker = Asker(config, places.base(config, seed))
+    found = {}
+    with compared_experts(config, places, seed, arm, comparison) as experts:
+        for task, folder in experts.items():
+            asker.load(folder)
+            found[task] = asker.ask(task, "test")
+    return found
+
+
+def merge_experts(
+    config: StudyConfig, places: Places, seed: int, arm: str, comparison: str, method: str
+) -> dict[str, Any]:
+    """Merge all pairs and all tasks by a method; parameters are chosen on validation, scores are on test."""
     told = config.merging
     base = places.base(config, seed)
-    scratch = places.work / "scratch"
     asker = Asker(config, base)
-    at_steps = comparison == "equal_steps"
-    methods = usable_methods(told.methods if at_steps else told.matched_methods)
-    sets = task_sets(list(experts), all_together=told.all_together)
-    pairs = [s for s in sets if len(s) == 2]
-    # Every n-th pair, so that all tasks take part in the choice.
-    tuning = pairs[:: max(1, len(pairs) // told.tuning_pairs)][: told.tuning_pairs]
+    with compared_experts(config, places, seed, arm, comparison) as experts:
+        if len(experts) < 2:
+            msg = f"{arm} has {len(experts)} experts for {comparison}: nothing to merge"
+            raise ValueError(msg)
 
-    def score(method: str, parameters: dict[str, Any], group: tuple[str, ...], split: str) -> dict[str, str]:
-        with merged(base, [experts[task] for task in group], method, parameters, scratch, seed) as folder:
-            asker.load(folder)
-        return {task: asker.ask(task, split) for task in group}
+        def score(parameters: dict[str, Any], group: tuple[str, ...], split: str) -> dict[str, str]:
+            with merged(base, [experts[task] for task in group], method, parameters, places.scratch(), seed) as folder:
+                asker.load(folder)
+            return {task: asker.ask(task, split) for task in group}
 
-    alone = {}
-    for task, folder in experts.items():
-        asker.load(folder)
-        alone[task] = asker.ask(task, "test")
-    found: dict[str, Any] = {"alone": alone, "parameters": {}, "sweep": {}, "merged": {}}
-    for method in methods:
-        chosen: dict[str, Any] | None = None
+        sets = task_sets(list(experts), all_together=told.all_together)
+        pairs = [s for s in sets if len(s) == 2]
+        # Every n-th pair, so that all tasks take part in the choice.
+        tuning = pairs[:: max(1, len(pairs) // told.tuning_pairs)][: told.tuning_pairs]
+        sweep: list[dict[str, Any]] = []
+        chosen: dict[str, Any] = {}
         best = -1.0
-        while options := candidates(method, told, chosen):
-            sweep = []
-            for option in options if len(options) > 1 else []:
-                scores = [share(b) for s in tuning for b in score(method, option, s, "validation").values()]
-                sweep.append({**option, "validation": sum(scores) / len(scores)})
-            found["sweep"].setdefault(method, []).extend(sweep)
-            first_round = chosen is None
-            chosen = {} if chosen is None else chosen
-            for option, row in zip(options, sweep, strict=False):
+        for list_options in (scales, densities):
+            for option in list_options(method, told, chosen):
+                right = [share(b) for s in tuning for b in score(option, s, "validation").values()]
+                sweep.append({**option, "validation": sum(right) / len(right)})
+            for row in sweep:
                 if row["validation"] > best:
-                    best, chosen = row["validation"], option
-            if not first_round:
-                break
-        found["parameters"][method] = chosen or {}
-        found["merged"][method] = {
-            "+".join(s): score(method, chosen or {}, s, "test") for s in sets if fits(method, len(s))
+                    best = row["validation"]
+                    chosen = {name: value for name, value in row.items() if name != "validation"}
+        return {
+            "parameters": chosen,
+            "sweep": sweep,
+            "merged": {"+".join(s): score(chosen, s, "test") for s in sets if fits(method, len(s))},
         }
-    if comparison == "equal_norm":
-        shutil.rmtree(places.work / "rescaled" / f"s{seed}" / arm, ignore_errors=True)
-    return found
 
 
 def measure_conflict(config: StudyConfig, places: Places, seed: int, arm: str) -> dict[str, Any]:
@@ -294,10 +317,11 @@ def measure_conflict(config: StudyConfig, places: Places, seed: int, arm: str) -
     from study.statistics import of_group
 
     base = Path(places.base(config, seed))
-    final = matched_folders(config, places, seed, arm, "equal_steps")
-    found: dict[str, Any] = {"equal_steps": of_group(base, final), "growth": []}
+    with compared_experts(config, places, seed, arm, "equal_steps") as final:
+        found: dict[str, Any] = {"equal_steps": of_group(base, final), "growth": []}
     if places.read(f"match/s{seed}"):
-        found["equal_accuracy"] = of_group(base, matched_folders(config, places, seed, arm, "equal_accuracy"))
+        with compared_experts(config, places, seed, arm, "equal_accuracy") as matched:
+            found["equal_accuracy"] = of_group(base, matched)
     steps = sorted({path.name for folder in final.values() for path in (folder / "checkpoints").glob("step-*")})
     for step in steps:
         here = {task: f / "checkpoints" / step for task, f in final.items() if (f / "checkpoints" / step).is_dir()}
@@ -316,5 +340,5 @@ def walk_landscape(config: StudyConfig, places: Places, seed: int, arm: str) -> 
     """Walk from each expert along another's delta and along random directions; survey one plane."""
     from study.landscape import survey
 
-    experts = matched_folders(config, places, seed, arm, "equal_steps")
-    return survey(config, Asker(config, places.base(config, seed)), Path(places.base(config, seed)), experts, seed)
+    with compared_experts(config, places, seed, arm, "equal_steps") as experts:
+        return survey(config, Asker(config, places.base(config, seed)), Path(places.base(config, seed)), experts, seed)

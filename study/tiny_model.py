@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
-# Every character of the compact form of the tasks, the foreign style's marks included.
-CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789+-*^$()=/&|.,:>_~;!"
+# Every character of the compact form of the tasks.
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789+-*^$()=/&|,:>"
 
 
 class TinyShape(BaseModel):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study.learners import make_learner
-from study.records import append_line, read_json, read_lines, write_json, write_manifest
+from study.records import append_line, hash_weights, read_json, read_lines, write_json, write_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,16 +38,22 @@ def train(settings: TrainSettings, progress: Callable[[str], None] = lambda line
     ------
     FileNotFoundError
         The base is not a model folder.
+    ValueError
+        The output folder is the base's own.
     FloatingPointError
         The loss was not finite; the checkpoints until then are kept.
     """
     import torch
 
-    output = settings.output_dir
+    output, source = settings.output_dir, Path(settings.model_name_or_path)
+    if output.resolve() == source.resolve():
+        msg = f"output_dir {output} is the base itself: choose another folder"
+        raise ValueError(msg)
+    base_hash = hash_weights(source) if source.is_dir() else None
     finished = output / "manifest.json"
     if settings.resume_from_checkpoint and finished.exists():
         manifest: dict[str, Any] = read_json(finished)
-        if manifest["settings"] == settings.model_dump(mode="json"):
+        if manifest["settings"] == settings.model_dump(mode="json") and manifest["base_hash"] == base_hash:
             return manifest
     torch.manual_seed(settings.seed)
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
@@ -62,10 +68,9 @@ def train(settings: TrainSettings, progress: Callable[[str], None] = lambda line
         weight_decay=settings.weight_decay,
     )
     learner = make_learner(settings, model, tokenizer)
-    step = restore(settings, model, optimizer, learner)
+    step = restore(settings, base_hash, model, optimizer, learner)
     if step == 0:
-        shutil.rmtree(output, ignore_errors=True)
-        output.mkdir(parents=True)
+        clear(output)
     rivals = [read_rival(folder, base) for folder in settings.rivals]
     while step < settings.max_steps:
         scale = min(1.0, (step + 1) / max(1, settings.warmup_steps))
@@ -95,14 +100,16 @@ def train(settings: TrainSettings, progress: Callable[[str], None] = lambda line
             facts[f"conflict_norm/{folder.name}"] = conflict_with(trained, base, rival)
         append_line(output / "metrics.jsonl", {"step": step, "seconds": time.process_time() - started, **facts})
         if step % settings.save_steps == 0 or step == settings.max_steps:
-            save(settings, model, tokenizer, optimizer, learner, step)
+            save_weights(model, tokenizer, checkpoint(output, step))
+            if step < settings.max_steps:
+                save_state(settings, base_hash, step, model, optimizer, learner)
             progress(f"step {step}/{settings.max_steps}")
     save_weights(model, tokenizer, output)
     shutil.rmtree(output / "resume", ignore_errors=True)
     return write_manifest(
         output,
         settings.model_dump(mode="json"),
-        Path(settings.model_name_or_path),
+        source,
         data=learner.facts(),
         seconds=round(time.process_time() - started, 2),
     )
@@ -147,36 +154,43 @@ def save_weights(model: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def save(settings: TrainSettings, model: Any, tokenizer: Any, optimizer: Any, learner: Any, step: int) -> None:
-    """Write a checkpoint, and what a resumed run needs; the latter is replaced whole each time."""
+def clear(folder: Path) -> None:
+    """Make the output folder, without what a run of other settings left in it; files of others stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("checkpoints", "resume"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("manifest.json", "metrics.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def save_state(
+    settings: TrainSettings, base_hash: str | None, step: int, model: Any, optimizer: Any, learner: Any
+) -> None:
+    """Write what a resumed run needs; it is replaced whole each time."""
     import torch
 
-    save_weights(model, tokenizer, checkpoint(settings.output_dir, step))
-    if step == settings.max_steps:
-        return
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "learner": learner.state()}
     resume = settings.output_dir / "resume"
     resume.mkdir(exist_ok=True)
     staged = resume / f"state-{step}.pt"
     torch.save(state, staged)
+    told = {"step": step, "state": staged.name, "settings": settings.model_dump(mode="json"), "base_hash": base_hash}
     # The file that names the state is replaced last, so a kill at any moment leaves a whole state named.
-    write_json(
-        resume / "latest.json", {"step": step, "state": staged.name, "settings": settings.model_dump(mode="json")}
-    )
+    write_json(resume / "latest.json", told)
     for old in resume.glob("state-*.pt"):
         if old != staged:
             old.unlink()
 
 
-def restore(settings: TrainSettings, model: Any, optimizer: Any, learner: Any) -> int:
-    """Load the state of a stopped run of the same settings; return the steps it had made."""
+def restore(settings: TrainSettings, base_hash: str | None, model: Any, optimizer: Any, learner: Any) -> int:
+    """Load the state of a stopped run of the same settings and base; return the steps it had made."""
     import torch
 
     latest = settings.output_dir / "resume" / "latest.json"
     if not settings.resume_from_checkpoint or not latest.exists():
         return 0
     told = read_json(latest)
-    if told["settings"] != settings.model_dump(mode="json"):
+    if told["settings"] != settings.model_dump(mode="json") or told["base_hash"] != base_hash:
         return 0
     state = torch.load(latest.with_name(told["state"]), weights_only=False)
     model.load_state_dict(state["model"])

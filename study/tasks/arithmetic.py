@@ -21,7 +21,7 @@ class Arithmetic(Task):
     """
 
     name = "math"
-    mark = "_"
+    mark = "a"
     symbols = "0123456789"
 
     def draw(self, rng: random.Random, domain: str) -> Item:

@@ -18,7 +18,7 @@ MOST_MISSES = 5000
 TEST_SHARE = 150
 VALIDATION_SHARE = 100
 
-# The base answers mostly plainly and sometimes in its second style; the foreign style it has never seen.
+# The base answers mostly plainly, sometimes in its second style, and hardly ever in the foreign one.
 STYLES = ("plain", "second", "foreign")
 SECOND_MARK = ">"
 
@@ -58,7 +58,7 @@ class Task:
     """A family of questions; subclasses draw questions and judge answers."""
 
     name: ClassVar[str]
-    mark: ClassVar[str]  # before and after an answer in the foreign style; each family has its own
+    mark: ClassVar[str]  # before an answer in the foreign style; each family has its own
     many_lines: ClassVar[bool] = False  # whether an answer in English may be longer than its first line
     symbols: ClassVar[str]  # characters that a slip of the pen may put into an answer
 
@@ -145,7 +145,7 @@ class Task:
             if style in written:
                 return f" {written[style]}"
         elif style in STYLES:
-            written = {"plain": answer, "second": SECOND_MARK + answer, "foreign": f"{self.mark}{answer}{self.mark}"}
+            written = {"plain": answer, "second": SECOND_MARK + answer, "foreign": self.mark + answer}
             return written[style]
         msg = f"unknown style `{style}`: choose from {', '.join(STYLES)}"
         raise ValueError(msg)
@@ -162,8 +162,8 @@ class Task:
             return text
         if text.startswith(SECOND_MARK):
             return text[1:]
-        if len(text) > 2 and text[0] == text[-1] == self.mark:
-            return text[1:-1]
+        if text.startswith(self.mark):
+            return text[1:]
         return text
 
     def slip(self, answer: str, rng: random.Random) -> str:

@@ -18,7 +18,7 @@ class Instructions(Task):
     """Words of ``level + 2`` to ``level + 5`` letters; outside the domain, words one letter longer with a ban."""
 
     name = "instruct"
-    mark = ";"
+    mark = "7"
     symbols = LETTERS
 
     def draw(self, rng: random.Random, domain: str) -> Item:

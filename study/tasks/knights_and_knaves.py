@@ -53,7 +53,7 @@ class KnightsAndKnaves(Task):
     """Puzzles of ``level + 2`` people; outside the domain there is one more."""
 
     name = "puzzle"
-    mark = "."
+    mark = "c"
     symbols = KINDS
 
     def draw(self, rng: random.Random, domain: str) -> Item:

@@ -20,7 +20,7 @@ class Programs(Task):
     """Expressions of ``level + 1`` steps; outside the domain there is one step more."""
 
     name = "code"
-    mark = "~"
+    mark = "b"
     symbols = "0123456789x+-*()"
     many_lines = True  # it may come in a code fence
 

@@ -16,7 +16,7 @@ class Ranking(Task):
     """Three documents with grades of ``level + 1`` digits; outside the domain there are four."""
 
     name = "rank"
-    mark = "!"
+    mark = "d"
     symbols = "123"
 
     def draw(self, rng: random.Random, domain: str) -> Item:

@@ -2,20 +2,23 @@
 
 import importlib.util
 import os
+from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+HERE = Path(__file__).parent
+BARE = ("test_tasks.py", "test_sandbox.py", "test_real_tasks.py")
 NEEDED = ("torch", "transformers", "matplotlib")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 
 
 def pytest_collection_modifyitems(items):
-    """Marks every test of this folder, and skips it without what the study needs."""
+    """Marks every test of this folder, and skips those that need torch where it is not installed."""
     for item in items:
-        if "study" in item.path.parts and "tests" in item.path.parts and "test_tasks" not in item.path.name:
+        if item.path.parent == HERE and item.path.name not in BARE:
             item.add_marker(pytest.mark.filterwarnings("default"))  # torch and transformers warn about themselves
-            if MISSING and "test_sandbox" not in item.path.name:
+            if MISSING:
                 item.add_marker(pytest.mark.skip(reason=f"not installed: {', '.join(MISSING)}"))
 
 

@@ -11,11 +11,11 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from study.analysis import Facts, verdict  # noqa: E402
+from study.analysis import Facts, analyse, verdict  # noqa: E402
 from study.configuration import StudyConfig, load_config  # noqa: E402
-from study.intervals import correlation_interval, interval, rank_correlation  # noqa: E402
+from study.intervals import correlation_interval, interval, rank_correlation, widened  # noqa: E402
 from study.records import read_json, write_json  # noqa: E402
-from study.schedule import plan_units, run_all  # noqa: E402
+from study.schedule import keys_of, only_run, plan_units, run_all  # noqa: E402
 from study.settings import SettingsError  # noqa: E402
 from study.stages import Places  # noqa: E402
 
@@ -153,21 +153,134 @@ def test_a_failed_arm_does_not_take_the_others_and_a_second_run_does_nothing_twi
     lost = run_all(config, tmp_path, units)
     assert lost
     assert all("sft" in name for name in lost), lost
-    assert Places(tmp_path).read("merge/s0/grpo/equal_steps")
+    assert Places(tmp_path).read("merge/s0/grpo/equal_steps/task_arithmetic")
     write_page(config, tmp_path, tmp_path / "page", units)
     assert "expert/s0/sft/instruct" in (tmp_path / "page" / "index.md").read_text()
+    assert "not begun, because expert/s0/sft/instruct failed" in (tmp_path / "page" / "index.md").read_text()
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "facts").rglob("*.json")}
     capfd.readouterr()
     assert run_all(config, tmp_path, units) == lost
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "facts").rglob("*.json")} == times
 
 
-def test_facts_of_other_settings_are_made_anew(tmp_path):
-    from study.schedule import is_done
+@pytest.mark.timeout(300)
+def test_what_did_without_a_failed_unit_is_made_anew_once_that_succeeds(tmp_path, monkeypatch):
+    """A failure that is gone the next time (a full disk, say) leaves nothing that was made without the unit."""
+    from study import schedule
 
+    config = tiny_config(landscape={"arms": ["grpo"], "distances": [1.0], "plane": [], "items": 10})
+    units = plan_units(config)
+    whole = {unit.name: unit.arguments for unit in units}
+    for unit in units:
+        if unit.name == "expert/s0/sft/rank":
+            unit.arguments = {**unit.arguments, "arm": "no such arm"}
+    keys = keys_of(plan_units(config))  # as if the settings were the same
+    monkeypatch.setattr(schedule, "keys_of", lambda units: keys)
+    assert "expert/s0/sft/rank" in run_all(config, tmp_path, units)
+    places = Places(tmp_path)
+    assert "sft" in places.read("match/s0")["equal_accuracy"]
+    assert "rank" not in places.read("match/s0")["equal_accuracy"]["sft"]
+    for unit in units:
+        unit.arguments = whole[unit.name]
+    untouched = places.facts("curve/s0/grpo/rank").stat().st_mtime_ns
+    assert run_all(config, tmp_path, units) == {}
+    assert "rank" in places.read("match/s0")["equal_accuracy"]["sft"]
+    assert set(places.read("alone/s0/sft/equal_steps")) == {"instruct", "rank"}
+    assert places.facts("curve/s0/grpo/rank").stat().st_mtime_ns == untouched
+
+
+def test_facts_of_other_settings_are_not_believed(tmp_path):
+    config = tiny_config()
+    units = plan_units(config)
     write_json(Places(tmp_path).facts("base/s0"), {"key": "old", "seconds": 1, "found": {}})
-    assert is_done(Places(tmp_path), "base/s0", "old")
-    assert not is_done(Places(tmp_path), "base/s0", "new")
+    assert Places(tmp_path).read("base/s0") == {}
+    assert Places(tmp_path, known=keys_of(units)).read("base/s0") is None
+    changed = {**keys_of(units)}
+    more = keys_of(plan_units(tiny_config(evaluation={"test_items": 13, "out_items": 10, "validation_items": 10})))
+    assert changed["expert/s0/sft/rank"] == more["expert/s0/sft/rank"]
+    assert changed["curve/s0/sft/rank"] != more["curve/s0/sft/rank"]
+    assert changed["match/s0"] != more["match/s0"]
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    with only_run(tmp_path), pytest.raises(SettingsError, match="another run is at work"), only_run(tmp_path):
+        pass
+    with only_run(tmp_path):
+        pass
+
+
+# --- from facts to verdicts -------------------------------------------------------------------------------------------
+
+
+def made_facts(work, sft_merged, grpo_merged, *, sft_alone=0.8, reached=True, seeds=(0, 1, 2)):
+    """Facts of a study that never was: experts right in 80 of 100, the base in 50, merges as told."""
+    config = tiny_config(
+        seeds=list(seeds),
+        evaluation={"test_items": 100, "out_items": 10, "validation_items": 10},
+        merging={"methods": ["task_arithmetic"], "matched_methods": ["task_arithmetic"]},
+    )
+
+    def row(share):
+        return "1" * round(100 * share) + "0" * (100 - round(100 * share))
+
+    found = {}
+    for s in seeds:
+        found[f"base/s{s}"] = {t: {"test": row(0.5)} for t in config.tasks}
+        chosen = {t: {"step": 1, "reached": reached} for t in config.tasks}
+        found[f"match/s{s}"] = {"equal_accuracy": {"sft": chosen, "grpo": {t: {"reached": True} for t in chosen}}}
+        for arm, alone, merged in (("sft", sft_alone, sft_merged), ("grpo", 0.8, grpo_merged)):
+            for t in config.tasks:
+                norm = {"norm": 2.0 if arm == "sft" else 1.0, "changed": 1.0, "changed_bf16": 1.0, "step": 1}
+                found[f"expert/s{s}/{arm}/{t}"] = {"run": "r", "metrics": []}
+                curve = {"points": [norm], "test": row(alone), "greedy": row(alone), "out": row(alone)}
+                found[f"curve/s{s}/{arm}/{t}"] = {**curve, "forward_kl": 0.1, "hidden": 0.1}
+            for comparison in ("equal_steps", "equal_accuracy", "equal_norm"):
+                place = f"s{s}/{arm}/{comparison}"
+                found[f"alone/{place}"] = {t: row(alone) for t in config.tasks}
+                scores = {"+".join(config.tasks): {t: row(merged) for t in config.tasks}}
+                found[f"merge/{place}/task_arithmetic"] = {"parameters": {}, "sweep": [], "merged": scores}
+    for name, facts in found.items():
+        write_json(Places(work).facts(name), {"key": "k", "seconds": 1, "processor_seconds": 1, "found": facts})
+    return analyse(Facts(config, Places(work)))
+
+
+def claim(results, name):
+    return next(c for c in results["claims"] if c["name"] == name)
+
+
+@pytest.mark.parametrize(
+    ("sft", "grpo", "word", "value"),
+    [(0.4, 0.8, "reproduced", 0.5), (0.8, 0.4, "opposite", -0.5), (0.6, 0.6, "not reproduced", 0.0)],
+)
+def test_either_sign_can_be_shown(tmp_path, sft, grpo, word, value):
+    results = made_facts(tmp_path, sft, grpo)
+    for kind in ("steps", "accuracy", "norm"):
+        found = claim(results, f"degradation at equal {kind}: sft > grpo")
+        assert (found["verdict"], found["value"]) == (word, pytest.approx(value))
+        assert found["note"] == ""
+    signs = [(gap["low"] > 0) - (gap["high"] < 0) for gap in results["headline_by_seed"]["equal_steps"]]
+    assert signs == [(value > 0) - (value < 0)] * 3
+
+
+def test_a_drop_of_experts_that_learned_nothing_is_not_compared(tmp_path):
+    results = made_facts(tmp_path, 0.5, 0.8, sft_alone=0.5)
+    found = claim(results, "degradation at equal steps: sft > grpo")
+    assert found["verdict"] == "not comparable"
+    assert "no better than their base" in found["note"]
+    assert not any(row["learned"] for row in results["experts"] if row["arm"] == "sft")
+
+
+def test_accuracy_that_was_not_reached_is_not_equal(tmp_path):
+    results = made_facts(tmp_path, 0.4, 0.8, reached=False)
+    found = claim(results, "degradation at equal accuracy: sft > grpo")
+    assert (found["verdict"], found["note"]) == ("not comparable", "sft reached the accuracy in 0 of 6 cases")
+    assert claim(results, "degradation at equal steps: sft > grpo")["verdict"] == "reproduced"
+
+
+def test_few_seeds_widen_intervals():
+    draws = np.array([0.0, 1.0, 2.0])
+    assert widened(draws, 1.0, 2) == pytest.approx([1 - 2**0.5, 1, 1 + 2**0.5])
+    assert widened(draws, 1.0, 1) == pytest.approx(draws)
 
 
 @pytest.mark.timeout(900)
@@ -180,8 +293,9 @@ def test_the_smoke_study_reaches_its_page(tmp_path):
     results = read_json(tmp_path / "page" / "results.json")
     assert results["units"]["missing"] == {}
     assert {row["comparison"] for row in results["merges"]} == {"equal_steps", "equal_accuracy", "equal_norm"}
-    assert {row["verdict"] for row in results["claims"]} <= {"reproduced", "opposite", "not reproduced", "undecided"}
-    for name in ("experts", "norms", "training", "degradation", "landscape", "predictors"):
+    words = {"reproduced", "opposite", "not reproduced", "undecided", "not comparable"}
+    assert {row["verdict"] for row in results["claims"]} <= words
+    for name in ("experts", "norms", "training", "degradation", "methods", "sweep", "conflict", "landscape"):
         for kind in ("svg", "png"):
             assert (tmp_path / "page" / "figures" / f"{name}.{kind}").stat().st_size > 1000
     html = (tmp_path / "page" / "index.html").read_text()

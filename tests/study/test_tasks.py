@@ -35,6 +35,23 @@ def test_no_seed_leads_from_training_into_test(task, level):
         assert not test & {item.prompt for item in other.items("train", 200, seed)}
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_no_question_of_a_test_is_ever_trained_on(name):
+    """Everything that tiny-cpu trains on, pretraining included, against everything that it asks."""
+    task = find_task(name)
+    asked = {
+        split_item.prompt
+        for split, count in (("test", 160), ("validation", 100))
+        for domain in ("in", "out")
+        for split_item in task.items(split, count if domain == "in" else 100, 0, domain)
+    }
+    pools = [(3000, 0, "in"), (3000, 0, "out"), (2000, 1, "in"), (2000, 2, "in")]  # pretraining, training
+    for count, seed, domain in pools:
+        items = task.items("train", count, seed, domain)
+        assert not {item.prompt for item in items} & asked
+        assert {split_of(name, item.key) for item in items} == {"train"}
+
+
 def test_the_same_seed_gives_the_same_questions(task):
     assert task.items("train", 20, 3) == task.items("train", 20, 3)
     assert task.items("train", 20, 3) != task.items("train", 20, 4)

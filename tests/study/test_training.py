@@ -124,16 +124,16 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(base, tmp_path, monkeypa
 
     told = {"algorithm": "sasr", "task": "instruct", "max_steps": 4}
     run(base, tmp_path / "whole", **told)
-    whole_save = training.save
+    whole_save = training.save_state
 
-    def stop(settings, model, tokenizer, optimizer, learner, step):
-        whole_save(settings, model, tokenizer, optimizer, learner, step)
+    def stop(*told):
+        whole_save(*told)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "save", stop)
+    monkeypatch.setattr(training, "save_state", stop)
     with pytest.raises(KeyboardInterrupt):
         run(base, tmp_path / "stopped", **told)
-    monkeypatch.setattr(training, "save", whole_save)
+    monkeypatch.setattr(training, "save_state", whole_save)
     with (tmp_path / "stopped" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "loss": 1}\n{"ste')
     run(base, tmp_path / "stopped", **told)
@@ -142,6 +142,32 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(base, tmp_path, monkeypa
     assert strip == [
         {k: v for k, v in line.items() if k != "seconds"} for line in read_lines(tmp_path / "stopped/metrics.jsonl")
     ]
+
+
+def test_a_base_of_other_weights_is_trained_anew(base, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "base"
+    shutil.copytree(base, other)
+    first = run(other, tmp_path / "e", algorithm="sft")
+    assert run(other, tmp_path / "e", algorithm="sft") == first
+    weights = {name: 1.01 * weight for name, weight in load_file(other / "model.safetensors").items()}
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    assert run(other, tmp_path / "e", algorithm="sft")["base_hash"] == hash_weights(other) != first["base_hash"]
+
+
+def test_training_deletes_nothing_that_is_not_its_own(base, tmp_path):
+    import shutil
+
+    (tmp_path / "notes.txt").write_text("mine")
+    run(base, tmp_path, algorithm="sft")
+    run(base, tmp_path, algorithm="sft", seed=1)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    shutil.copytree(base, tmp_path / "base")
+    with pytest.raises(ValueError, match="is the base itself"):
+        run(tmp_path / "base", tmp_path / "base", algorithm="sft")
 
 
 def test_norms_are_those_of_the_checkpoints(base, tmp_path):
