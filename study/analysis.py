@@ -397,10 +397,10 @@ def pair_losses(facts: Facts, method: str, comparison: str) -> list[dict[str, An
     rows = []
     for (seed, arm, kind), found in facts.merge.items():
         conflict = facts.conflict.get((seed, arm), {}).get(comparison)
+        if kind != comparison or conflict is None or method not in found["merged"]:
+            continue
         alone = np.mean([bits(answers).mean() for answers in found["alone"].values()])
         if alone <= np.mean([bits(facts.base[seed][task]["test"]).mean() for task in found["alone"]]):
-            continue
-        if kind != comparison or conflict is None or method not in found["merged"]:
             continue
         for name, scores in found["merged"][method].items():
             if name.count("+") != 1 or name not in conflict["pairs"]:

@@ -237,8 +237,8 @@ def conflict(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
                 )
         axis.set_title(title)
         axis.set_xlabel("mean update norm")
-    axes[0].set_yscale("log")
-    axes[0].set_xscale("log")
+    if any(row["conflict_norm"] > 0 for found in facts.conflict.values() for row in found["growth"]):
+        axes[0].set(xscale="log", yscale="log")
     axes[2].axhline(0, color="grey", lw=0.8)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))

@@ -36,6 +36,7 @@ CAPTIONS = {
 }
 
 NOT_YET = "not run yet"
+LONG_TABLE = 60  # rows; longer ones scroll
 
 
 def write_page(config: StudyConfig, work: Path, folder: Path, units: list[Unit]) -> None:
@@ -436,11 +437,14 @@ def as_html(title: str, blocks: list[Block]) -> str:
             head, *rows = what
             cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
             body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-            parts.append(f"<div class=wide><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>")
+            kind_of = "wide long" if len(rows) > LONG_TABLE else "wide"
+            parts.append(
+                f"<div class='{kind_of}'><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>"
+            )
     style = (
         "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}"
         "table{border-collapse:collapse;font-size:.85rem}td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;"
-        "text-align:left;font-variant-numeric:tabular-nums}.wide{overflow-x:auto;max-height:32rem}"
+        "text-align:left;font-variant-numeric:tabular-nums}.wide{overflow-x:auto}.long{max-height:40rem}"
         "figure{margin:1.5rem 0}img{max-width:100%}figcaption{color:#555;font-size:.9rem}"
     )
     return (

@@ -270,6 +270,9 @@ def ask_alone(config: StudyConfig, places: Places, seed: int, arm: str, comparis
         for task, folder in experts.items():
             asker.load(folder)
             found[task] = asker.ask(task, "test")
+    if not found:
+        msg = f"{arm} has no experts for {comparison}"
+        raise ValueError(msg)
     return found
 
 
