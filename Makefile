@@ -80,7 +80,7 @@ $(VENV)/.gguf: $(VENV)/.installed
 STUDY ?= tiny-cpu
 
 .PHONY: study
-study: $(VENV_TORCH)/.rlmerge ## Run the study named by STUDY (tiny-cpu: an hour on two cores); stopped, it goes on
+study: $(VENV_TORCH)/.rlmerge ## Run the study named by STUDY (tiny-cpu: about an hour on two cores); stopped, it goes on
 	OMP_NUM_THREADS=1 $(VENV_TORCH)/bin/python study/run.py --config study/configs/$(STUDY).yaml
 
 .PHONY: study-smoke

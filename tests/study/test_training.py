@@ -228,6 +228,6 @@ def test_the_manifest_tells_all(base, tmp_path, monkeypatch):
     run(base, tmp_path / "e", algorithm="rft", task="instruct")
     manifest = json.loads((tmp_path / "e" / "manifest.json").read_text())
     assert manifest["base_hash"] == hash_weights(base)
-    assert manifest["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(manifest["versions"]["torch"])
     assert manifest["data"] == {"train_items": 60, "sampled": 240, "accepted": 120}
     assert manifest["settings"]["seed"] == 0
