@@ -92,7 +92,7 @@ def test_idle_parameters_of_task_arithmetic():
         ({"parameters": {"density": [0, 0.5, 1]}}, "gradient"),
         ({"parameters": {"t": [{"filter": "mlp", "value": 1}, {"value": 0}]}}, "filters"),
         ({"models": [{"model": "a", "parameters": {"weight": [0, 1]}}]}, "gradient"),
-        ({"models": [{"model": {"model": "a", "lora": "x"}}]}, "`lora`"),
+        ({"models": [{"model": {"model": "a", "override_architecture": "x"}}]}, "`override_architecture`"),
         ({"dtype": "int64"}, "int64"),
         ({"base_model": None}, "needs `base_model`"),
         ({"merge_method": "tise"}, "unknown method `tise`"),

@@ -8,18 +8,18 @@ import os
 import pytest
 
 from rlmerge.errors import CheckpointError, RecipeError
-from rlmerge.sources import choose_base, resolve
+from rlmerge.sources import Source, choose_base, resolve, resolve_model
 
 
 def choice(*models):
-    found = choose_base([str(m) for m in models])
-    return found.base, found.experts
+    found = choose_base([Source(str(m)) for m in models])
+    return found.base.name, found.experts
 
 
 def test_first_model_when_nothing_is_named(write_model):
     a, b = write_model("a.safetensors"), write_model("b.safetensors")
     assert choice(a, b) == (str(a), [1])
-    assert "first model" in choose_base([str(a), str(b)]).note
+    assert "first model" in choose_base([Source(str(a)), Source(str(b))]).note
 
 
 @pytest.mark.parametrize("how", ["config", "card", "card list", "metadata"])
@@ -32,7 +32,7 @@ def test_base_named_in_the_metadata_and_beside_the_models(write_model, how):
         "metadata": {"meta": {"base_model": "org-base"}},
     }[how]
     a, b = write_model("a", **kept), write_model("b", **kept)
-    found = choose_base([str(a), str(b)])
+    found = choose_base([Source(str(a)), Source(str(b))])
     assert os.path.realpath(found.base) == str(base)
     assert found.experts == [0, 1]
     assert "--base" in found.note

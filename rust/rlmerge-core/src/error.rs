@@ -88,6 +88,13 @@ pub enum Error {
         got: String,
     },
 
+    /// An adapter where a whole model is needed.
+    #[error("{path}: an adapter, which is a model only together with its base", path = show(path))]
+    AdapterWithoutBase {
+        /// The adapter.
+        path: PathBuf,
+    },
+
     // ---- a bad input file (exit 3) ----
     /// Nothing is at the path of a model.
     #[error("{path}: no such file or folder", path = show(path))]
@@ -150,6 +157,14 @@ pub enum Error {
         evidence: String,
         /// The tensor, when it was a tensor.
         tensor: Option<String>,
+    },
+    /// An adapter whose merged weights are not the base plus a product of two factors.
+    #[error("{path}: an adapter that cannot be merged: {message}", path = show(path))]
+    AdapterUnsupported {
+        /// The adapter.
+        path: PathBuf,
+        /// Every reason.
+        message: String,
     },
     /// An input changed while it was read.
     #[error("{path}: changed while it was being read ({message})", path = show(path))]
@@ -295,6 +310,7 @@ impl Error {
             Self::MissingParameter { .. } => "missing_parameter",
             Self::ZeroWeightSum { .. } => "zero_weight_sum",
             Self::ModelCount { .. } => "model_count",
+            Self::AdapterWithoutBase { .. } => "adapter_without_base",
             Self::ModelNotFound { .. } => "model_not_found",
             Self::NotACheckpoint { .. } => "not_a_checkpoint",
             Self::WrongFormat { .. } => "wrong_format",
@@ -302,6 +318,7 @@ impl Error {
             Self::BadIndex { .. } => "bad_index",
             Self::BadConfig { .. } => "bad_config",
             Self::Quantised { .. } => "quantised",
+            Self::AdapterUnsupported { .. } => "adapter_unsupported",
             Self::InputChanged { .. } => "input_changed",
             Self::ModelsDoNotFit { .. } => "models_do_not_fit",
             Self::OpaqueTensorsDiffer { .. } => "opaque_tensors_differ",
@@ -329,13 +346,15 @@ impl Error {
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         match self {
-            Self::ModelNotFound { path }
+            Self::AdapterWithoutBase { path }
+            | Self::ModelNotFound { path }
             | Self::NotACheckpoint { path, .. }
             | Self::WrongFormat { path, .. }
             | Self::BadHeader { path, .. }
             | Self::BadIndex { path, .. }
             | Self::BadConfig { path, .. }
             | Self::Quantised { path, .. }
+            | Self::AdapterUnsupported { path, .. }
             | Self::InputChanged { path, .. }
             | Self::OpaqueTensorsDiffer { path, .. }
             | Self::Io { path, .. }
@@ -379,6 +398,13 @@ impl Error {
             }
             Self::ParameterCount { .. } => "give one value for all experts, or one for each".into(),
             Self::ZeroWeightSum { .. } => "change the weights, or set `normalize: false`".into(),
+            Self::AdapterWithoutBase { path } => format!(
+                "give the base with --base, or write BASE+{}, whatever the method",
+                show(path)
+            ),
+            Self::AdapterUnsupported { .. } => {
+                "merge it into its base with the library that made it (`merge_and_unload` of peft), then give the result".into()
+            }
             Self::ModelNotFound { .. } => "check the path; `rlmerge inspect PATH` shows a model".into(),
             Self::NotACheckpoint { .. } => "give a `.safetensors` file, or a folder with `model.safetensors` or `model.safetensors.index.json`".into(),
             Self::WrongFormat { .. } => "convert it to safetensors first; rlmerge never reads pickles".into(),
@@ -424,6 +450,7 @@ pub const CODES: &[(&str, u8, &str)] = &[
     ("missing_parameter", 2, "recipe"),
     ("zero_weight_sum", 2, "recipe"),
     ("model_count", 2, "recipe"),
+    ("adapter_without_base", 2, "recipe"),
     ("model_not_found", 3, "checkpoint"),
     ("not_a_checkpoint", 3, "checkpoint"),
     ("wrong_format", 3, "checkpoint"),
@@ -431,6 +458,7 @@ pub const CODES: &[(&str, u8, &str)] = &[
     ("bad_index", 3, "checkpoint"),
     ("bad_config", 3, "checkpoint"),
     ("quantised", 3, "checkpoint"),
+    ("adapter_unsupported", 3, "checkpoint"),
     ("input_changed", 3, "checkpoint"),
     ("models_do_not_fit", 4, "alignment"),
     ("opaque_tensors_differ", 4, "alignment"),

@@ -2,6 +2,7 @@
 
 mod deltas;
 mod digest;
+mod factors;
 mod job;
 mod jobs;
 mod linear;
@@ -121,15 +122,17 @@ fn check_output(plan: &MergePlan, target: &Target) -> Result<()> {
         .iter()
         .flat_map(|m| {
             use std::os::unix::fs::MetadataExt as _;
-            let itself = std::fs::metadata(&m.path)
-                .map(|meta| Input { path: m.path.clone(), dev: meta.dev(), ino: meta.ino() })
-                .ok();
+            let parts = m.parts.as_ref().map_or_else(|| vec![&m.path], |p| vec![&p.base, &p.adapter]);
+            let itself = parts.into_iter().filter_map(|path| {
+                let meta = std::fs::metadata(path).ok()?;
+                Some(Input { path: path.clone(), dev: meta.dev(), ino: meta.ino() })
+            });
             let shards = m.shards.iter().map(|s| Input {
                 path: s.path.clone(),
                 dev: s.identity.dev,
                 ino: s.identity.ino,
             });
-            itself.into_iter().chain(shards)
+            itself.chain(shards)
         })
         .collect();
     let biggest = plan.layout.shards.iter().map(|s| s.bytes).max().unwrap_or(0);

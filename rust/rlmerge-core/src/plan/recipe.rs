@@ -60,8 +60,11 @@ pub enum Durability {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelEntry {
-    /// Its file or folder.
+    /// Its file or folder; an adapter's folder when the recipe has a base.
     pub path: PathBuf,
+    /// The folder of an adapter that changes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<PathBuf>,
     /// Parameters for this model alone.
     #[serde(default)]
     pub parameters: BTreeMap<String, Value>,
@@ -78,6 +81,9 @@ pub struct Recipe {
     /// The base.
     #[serde(default)]
     pub base: Option<PathBuf>,
+    /// The folder of an adapter that changes the base.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_adapter: Option<PathBuf>,
     /// Parameters for all models: one value, or a list with one for each expert.
     #[serde(default)]
     pub parameters: BTreeMap<String, Value>,

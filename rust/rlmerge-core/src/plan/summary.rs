@@ -3,7 +3,6 @@
 use serde_json::{Map, Value, json};
 
 use super::{Action, MergePlan};
-use crate::shard::Kind;
 
 impl MergePlan {
     /// The whole plan, with the list of tensors.
@@ -37,7 +36,8 @@ impl MergePlan {
             json!({
                 "path": model.path,
                 "role": if Some(at) == self.base { "base" } else { "expert" },
-                "kind": match model.kind { Kind::File => "file", Kind::Folder => "folder" },
+                "kind": model.kind.name(),
+                "adapter": model.parts.as_ref().map(|p| json!({"path": p.adapter, "base": p.base})),
                 "tensors": model.tensors,
                 "bytes": model.bytes,
                 "parameters": parameters.map_or_else(|| Value::Object(Map::new()), |p| json!(p)),
