@@ -484,7 +484,9 @@ def _seat_adapters(
         whole = Source(found, source.path)
         written[whole.name] = f"{written.get(found, found)}+{written.get(source.path, source.path)}"
         if base is None:
-            notes.append(f"{source.path}: an adapter of {found} (named in its configuration; BASE+ADAPTER chooses another)")
+            notes.append(
+                f"{source.path}: an adapter of {found} (named in its configuration; BASE+ADAPTER chooses another)"
+            )
         seated.append(whole)
     if base is not None:
         notes.append(f"`{method.name}` has no base: {base.path} is only what the adapters change")

@@ -135,9 +135,7 @@ def test_what_lora_adds_to_a_bias(tmp_path):
     tensors = adapters.lora({"a.q_proj": (24, 16)}, 4, np.random.default_rng(6))
     tensors["base_model.model.a.q_proj.lora_B.bias"] = np.linspace(-1, 1, 24, dtype=np.float32)
     ours = check_value(tmp_path, base, tensors, {"lora_bias": True})
-    assert np.array_equal(
-        ours["a.q_proj.bias"], base["a.q_proj.bias"] + 2 * np.linspace(-1, 1, 24, dtype=np.float32)
-    )
+    assert np.array_equal(ours["a.q_proj.bias"], base["a.q_proj.bias"] + 2 * np.linspace(-1, 1, 24, dtype=np.float32))
 
 
 def test_dora_brings_rows_to_their_lengths(tmp_path):

@@ -124,3 +124,10 @@ def test_line_numbers(tmp_path):
     )
     with pytest.raises(RecipeError, match=r"m\.yml:7: .*`t`"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_model_with_a_lora(long):
+    model = {"model": {"path": "a", "revision": "v1"}, "lora": {"path": "b"}} if long else "a@v1+b"
+    recipe = load_recipe(changed(models=[{"model": model, "parameters": {"weight": 1.0, "density": 0.5}}]))
+    assert [expert.path for expert in recipe.models] == ["a@v1+b"]

@@ -80,7 +80,8 @@ fn threads_shards_and_levels_do_not_change_a_bit() {
             let (base, entries) = choose(method, &base, &experts);
             let output = at(&format!("out-{number}-{run}.safetensors"));
             let io = if run % 3 == 0 { "mmap" } else { "pread" };
-            let more = json!({"models": entries, "threads": threads, "seed": 5, "io": io, "durability": "none"});
+            let more =
+                json!({"models": entries, "threads": threads, "seed": 5, "io": io, "durability": "none"});
             let recipe = models::recipe(method.name, base.as_deref(), &[], &output, more);
             let report = match models::merge(recipe) {
                 Ok(report) => report,

@@ -41,7 +41,7 @@ def merge(
         list[str],
         typer.Argument(
             metavar="MODEL",
-            help="Safetensors files, Hugging Face folders, hub ids, adapters (ADAPTER beside --base, or MODEL+ADAPTER); "
+            help="Safetensors files, Hugging Face folders, hub ids, or adapters (beside --base, or MODEL+ADAPTER); "
             "or one recipe (.yaml), mergekit's form included.",
         ),
     ],

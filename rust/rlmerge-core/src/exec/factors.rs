@@ -93,7 +93,13 @@ impl Product {
         Ok(())
     }
 
-    fn load_left(&mut self, level: Level, shards: &[Shard], change: &Change, rows: &Range<u64>) -> Result<()> {
+    fn load_left(
+        &mut self,
+        level: Level,
+        shards: &[Shard],
+        change: &Change,
+        rows: &Range<u64>,
+    ) -> Result<()> {
         if let Some(stored) = &change.magnitude {
             self.read.numbers.clear();
             self.read.add(level, shards, stored, rows.clone())?;

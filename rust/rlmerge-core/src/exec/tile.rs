@@ -104,7 +104,8 @@ impl<'a> Slice<'a> {
         let tensor = &plan.tensors[index];
         let read = plan.read_models(tensor);
         let origin = |model: &usize| tensor.sources[*model].origin;
-        let shared = read.iter().map(|m| read.iter().position(|o| origin(o) == origin(m)).unwrap_or(0)).collect();
+        let shared =
+            read.iter().map(|m| read.iter().position(|o| origin(o) == origin(m)).unwrap_or(0)).collect();
         let models = read.into_iter().map(|m| (&models[m], m)).collect();
         let group = plan.group(tensor);
         let (from, to) = match tensor.action {

@@ -105,7 +105,14 @@ by_level! {
     pub fn multiply(blocks: &[BlockColumn], panels: &[PanelRow], rank: usize, columns: usize, scale: f32, out: &mut [f32]) = plain, x86::avx2, x86::avx512;
 }
 
-fn plain(blocks: &[BlockColumn], panels: &[PanelRow], rank: usize, columns: usize, scale: f32, out: &mut [f32]) {
+fn plain(
+    blocks: &[BlockColumn],
+    panels: &[PanelRow],
+    rank: usize,
+    columns: usize,
+    scale: f32,
+    out: &mut [f32],
+) {
     product!(blocks, panels, rank, columns, scale, out, 0 4, 4 4);
 }
 
@@ -115,7 +122,14 @@ mod x86 {
 
     /// Four rows of two vectors: eight sums hide the latency of one.
     #[target_feature(enable = "avx2,fma")]
-    pub fn avx2(blocks: &[BlockColumn], panels: &[PanelRow], rank: usize, columns: usize, scale: f32, out: &mut [f32]) {
+    pub fn avx2(
+        blocks: &[BlockColumn],
+        panels: &[PanelRow],
+        rank: usize,
+        columns: usize,
+        scale: f32,
+        out: &mut [f32],
+    ) {
         product!(blocks, panels, rank, columns, scale, out, 0 4, 4 4);
     }
 
@@ -145,7 +159,9 @@ mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             ((state >> 40) as f32 / 8_388_608.0 - 1.0) * [1.0, 1e-3, 1e20][(state >> 33) as usize % 3]
         };
-        for (rows, rank, columns) in [(1, 1, 1), (3, 2, 15), (8, 16, 16), (9, 5, 17), (17, 3, 100), (2, 64, 33)] {
+        for (rows, rank, columns) in
+            [(1, 1, 1), (3, 2, 15), (8, 16, 16), (9, 5, 17), (17, 3, 100), (2, 64, 33)]
+        {
             let left: Vec<f32> = (0..rows * rank).map(|_| number()).collect();
             let right: Vec<f32> = (0..rank * columns).map(|_| number()).collect();
             let (mut blocks, mut panels) = (Vec::new(), Vec::new());
@@ -158,7 +174,11 @@ mod tests {
                     let (i, j) = (at / columns, at % columns);
                     let row = &left[i * rank..(i + 1) * rank];
                     let theirs = naive::low_rank(row, |k| right[k * columns + j], 0.3);
-                    assert_eq!(ours.to_bits(), theirs.to_bits(), "{rows}x{rank}x{columns} at {level:?}, {i}, {j}");
+                    assert_eq!(
+                        ours.to_bits(),
+                        theirs.to_bits(),
+                        "{rows}x{rank}x{columns} at {level:?}, {i}, {j}"
+                    );
                 }
             }
         }

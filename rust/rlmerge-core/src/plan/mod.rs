@@ -227,7 +227,8 @@ impl MergePlan {
         for (tensor, depth) in aligned.tensors.iter().zip(depths) {
             let reference = tensor.sources[0];
             let has_arithmetic = reference.dtype.has_arithmetic();
-            let dtype = dtype.filter(|_| has_arithmetic).unwrap_or_else(|| models[0].nominal_dtype(reference));
+            let dtype =
+                dtype.filter(|_| has_arithmetic).unwrap_or_else(|| models[0].nominal_dtype(reference));
             let sources = sources(models, &tensor.sources);
             let program = recipe.modifiers.treatment(tensor.name) as usize;
             let read = programs[program].family().models();

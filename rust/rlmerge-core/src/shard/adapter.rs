@@ -106,7 +106,9 @@ impl Adapter {
         let adapter = Self::open_any(path)?;
         match adapter.config.refusals() {
             [] => Ok(adapter),
-            reasons => Err(Error::AdapterUnsupported { path: path.to_path_buf(), message: reasons.join("; ") }),
+            reasons => {
+                Err(Error::AdapterUnsupported { path: path.to_path_buf(), message: reasons.join("; ") })
+            }
         }
     }
 
@@ -124,7 +126,9 @@ impl Adapter {
         let file = path.join(TENSORS);
         if !is_there(&file) {
             return Err(refuse(if is_there(&path.join(PICKLE)) {
-                format!("an adapter whose tensors are a pickle, `{PICKLE}`, which rlmerge never reads; convert it to safetensors")
+                format!(
+                    "an adapter whose tensors are a pickle, `{PICKLE}`, which rlmerge never reads; convert it to safetensors"
+                )
             } else {
                 format!("an adapter without `{TENSORS}`")
             }));
@@ -268,7 +272,8 @@ impl AdapterConfig {
 }
 
 fn other_kind(kind: &str) -> String {
-    let name = OTHER_KINDS.iter().find(|(k, _)| *k == kind).map_or_else(|| escape(kind), |(_, n)| (*n).into());
+    let name =
+        OTHER_KINDS.iter().find(|(k, _)| *k == kind).map_or_else(|| escape(kind), |(_, n)| (*n).into());
     format!("`peft_type` is {}: {name} adapters are not supported, only LoRA and DoRA", escape(kind))
 }
 
@@ -308,7 +313,8 @@ fn patterns<T>(
             // As `peft.utils.other.get_pattern_key` has it.
             let regex = Regex::new(&format!("^(?:.*\\.)?(?:{pattern})$"))
                 .map_err(|e| format!("`{key}`: {}: {}", escape(pattern), escape(&e.to_string())))?;
-            let number = number(value).ok_or_else(|| format!("`{key}`: the value of {} is no such number", escape(pattern)))?;
+            let number = number(value)
+                .ok_or_else(|| format!("`{key}`: the value of {} is no such number", escape(pattern)))?;
             Ok((regex, pattern.clone(), number))
         })
         .collect()
@@ -346,7 +352,9 @@ fn whole(parts: &[&str]) -> Piece {
     if parts.contains(&"original_module") {
         return Piece::Original;
     }
-    if parts.contains(&"token_adapter") || parts.iter().any(|p| p.starts_with("vera_") || p.starts_with("hada_")) {
+    if parts.contains(&"token_adapter")
+        || parts.iter().any(|p| p.starts_with("vera_") || p.starts_with("hada_"))
+    {
         return Piece::Unknown;
     }
     let mut kept = Vec::with_capacity(parts.len());

@@ -68,7 +68,11 @@ impl Change {
     /// Bytes of its numbers.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        [&self.left.stored, &self.right.stored, &self.magnitude].into_iter().flatten().map(Stored::bytes).sum()
+        [&self.left.stored, &self.right.stored, &self.magnitude]
+            .into_iter()
+            .flatten()
+            .map(Stored::bytes)
+            .sum()
     }
 }
 
@@ -190,7 +194,10 @@ impl<'a> Composer<'a> {
                 }
                 Piece::Original => continue,
                 Piece::Unknown => {
-                    self.problem(&tensor.name, format!("`{}` is no tensor of a LoRA adapter", escape(&tensor.name)));
+                    self.problem(
+                        &tensor.name,
+                        format!("`{}` is no tensor of a LoRA adapter", escape(&tensor.name)),
+                    );
                     continue;
                 }
             };
@@ -246,11 +253,14 @@ impl<'a> Composer<'a> {
         let Some(place) = found.or_else(|| tied_embedding(self.base, name)) else {
             return self.problem(name, format!("`{}` is not in the base", escape(name)));
         };
-        let fits = tensor.dtype == place.dtype || (tensor.dtype.has_arithmetic() && place.dtype.has_arithmetic());
+        let fits =
+            tensor.dtype == place.dtype || (tensor.dtype.has_arithmetic() && place.dtype.has_arithmetic());
         if tensor.shape != place.shape || !fits {
             let (name, shape, other) = (escape(name), &tensor.shape, &place.shape);
-            let text =
-                format!("`{name}`: {} {shape:?} in the adapter, {} {other:?} in the base", tensor.dtype, place.dtype);
+            let text = format!(
+                "`{name}`: {} {shape:?} in the adapter, {} {other:?} in the base",
+                tensor.dtype, place.dtype
+            );
             return self.problem(&place.name, text);
         }
         if found.is_some() {
@@ -271,7 +281,12 @@ impl<'a> Composer<'a> {
             (Some(a), Some(b), None, None) => (a, b, false),
             (None, None, Some(a), Some(b)) => (a, b, true),
             (a, b, ea, eb) => {
-                let missing = [("lora_A", a, b), ("lora_B", b, a), ("lora_embedding_A", ea, eb), ("lora_embedding_B", eb, ea)];
+                let missing = [
+                    ("lora_A", a, b),
+                    ("lora_B", b, a),
+                    ("lora_embedding_A", ea, eb),
+                    ("lora_embedding_B", eb, ea),
+                ];
                 let mut missing = missing.iter().filter(|(_, one, other)| one.is_none() && other.is_some());
                 let text = match missing.next() {
                     Some((what, ..)) => format!("`{shown}`: {what} is missing"),
@@ -295,7 +310,8 @@ impl<'a> Composer<'a> {
         };
         let (place_name, shape) = (place.name.clone(), place.shape.clone());
         if !place.dtype.has_arithmetic() {
-            let text = format!("`{}` of the base is {}, which has no arithmetic", escape(&place_name), place.dtype);
+            let text =
+                format!("`{}` of the base is {}, which has no arithmetic", escape(&place_name), place.dtype);
             return self.problem(&place_name, text);
         }
         let (ranks, expected) = ((a.shape.first(), b.shape.get(1)), self.config.rank_of(name));
@@ -307,11 +323,14 @@ impl<'a> Composer<'a> {
         }
         let Some(fit) = fit(&shape, &a.shape, &b.shape, embedding || self.config.transposed) else {
             let (a, b) = (&a.shape, &b.shape);
-            let text = format!("`{shown}`: lora_A {a:?} and lora_B {b:?} make no change of {shape:?}, the base's shape");
+            let text = format!(
+                "`{shown}`: lora_A {a:?} and lora_B {b:?} make no change of {shape:?}, the base's shape"
+            );
             return self.problem(&place_name, text);
         };
         if fit.rank != expected {
-            let text = format!("`{shown}`: its factors have rank {}, the configuration says {expected}", fit.rank);
+            let text =
+                format!("`{shown}`: its factors have rank {}, the configuration says {expected}", fit.rank);
             return self.problem(&place_name, text);
         }
         let scale = self.config.scale_of(name);
@@ -358,11 +377,18 @@ impl<'a> Composer<'a> {
     fn add_bias(&mut self, module: &str, bias: &Tensor, scale: f64) {
         let name = format!("{module}.bias");
         let Some(place) = self.find(&name) else {
-            return self.problem(&name, format!("`{}`, which lora_B has a bias for, is not in the base", escape(&name)));
+            return self.problem(
+                &name,
+                format!("`{}`, which lora_B has a bias for, is not in the base", escape(&name)),
+            );
         };
         if place.shape != bias.shape || !place.dtype.has_arithmetic() {
             let (shape, other) = (&bias.shape, &place.shape);
-            let text = format!("`{}`: {shape:?} in the adapter, {} {other:?} in the base", escape(&name), place.dtype);
+            let text = format!(
+                "`{}`: {shape:?} in the adapter, {} {other:?} in the base",
+                escape(&name),
+                place.dtype
+            );
             return self.problem(&place.name, text);
         }
         let change = Change {
@@ -399,14 +425,20 @@ struct Fit {
 fn fit(shape: &[u64], a: &[u64], b: &[u64], transposed: bool) -> Option<Fit> {
     let straight = match (shape, a, b) {
         ([rows, rest @ ..], [rank, inner @ ..], [outer, across, ones @ ..])
-            if rows == outer && rank == across && rest == inner && !rest.is_empty() && ones.iter().all(|d| *d == 1) =>
+            if rows == outer
+                && rank == across
+                && rest == inner
+                && !rest.is_empty()
+                && ones.iter().all(|d| *d == 1) =>
         {
             Some(Fit { rows: *rows, columns: rest.iter().product(), rank: *rank, transposed: false })
         }
         _ => None,
     };
     let turned = match (shape, a, b) {
-        ([rows, columns], [rank, inner], [outer, across]) if rows == inner && columns == outer && rank == across => {
+        ([rows, columns], [rank, inner], [outer, across])
+            if rows == inner && columns == outer && rank == across =>
+        {
             Some(Fit { rows: *rows, columns: *columns, rank: *rank, transposed: true })
         }
         _ => None,

@@ -26,7 +26,5 @@ pub fn tied_embedding<'a>(model: &'a Checkpoint, name: &str) -> Option<&'a Tenso
 /// Whether a tensor of this name is an embedding that heads are tied to.
 #[must_use]
 pub fn is_embedding(name: &str) -> bool {
-    EMBEDDINGS
-        .iter()
-        .any(|e| name == *e || name.strip_suffix(e).is_some_and(|prefix| prefix.ends_with('.')))
+    EMBEDDINGS.iter().any(|e| name == *e || name.strip_suffix(e).is_some_and(|prefix| prefix.ends_with('.')))
 }

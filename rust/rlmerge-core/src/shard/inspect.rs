@@ -22,12 +22,19 @@ pub fn inspect(path: &Path) -> Result<Value> {
     }
     let adapter = Adapter::open_any(path)?;
     let reasons = adapter.config().refusals();
-    let refusal = (!reasons.is_empty()).then(|| format!("an adapter that cannot be merged: {}", reasons.join("; ")));
+    let refusal =
+        (!reasons.is_empty()).then(|| format!("an adapter that cannot be merged: {}", reasons.join("; ")));
     let words = adapter.config().json();
     Ok(describe(path, adapter.file(), Kind::Adapter, Some(words), refusal.into_iter().collect()))
 }
 
-fn describe(path: &Path, checkpoint: &Checkpoint, kind: Kind, adapter: Option<Value>, more: Vec<String>) -> Value {
+fn describe(
+    path: &Path,
+    checkpoint: &Checkpoint,
+    kind: Kind,
+    adapter: Option<Value>,
+    more: Vec<String>,
+) -> Value {
     let mut warnings = checkpoint.warnings().to_vec();
     warnings.extend(more);
     if let Some(Error::Quantised { evidence, .. }) = quantised(checkpoint) {
