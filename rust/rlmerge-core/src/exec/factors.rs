@@ -124,20 +124,19 @@ impl Product {
         Ok(())
     }
 
-    /// Adds the change to the values of the elements from `first` on. `origin` is whose values they are, where the
+    /// Adds the change to the values of these elements. `origin` is whose values they are, where the
     /// delta shall be the change itself; `stored` are the whole rows around them, for DoRA.
     pub fn apply(
         &mut self,
         level: Level,
         change: &Change,
-        first: u64,
+        elements: Range<u64>,
         values: &mut Values,
-        len: usize,
         origin: usize,
         stored: Option<&Rows<'_>>,
     ) {
         let columns = change.columns;
-        let end = first + len as u64;
+        let Range { start: first, end } = elements;
         let rows = first / columns..end.div_ceil(columns);
         if rows.start < self.made.start || self.made.end < rows.end || self.made.is_empty() {
             self.make(level, change, &rows);
@@ -146,7 +145,7 @@ impl Product {
             }
         }
         let begin = (first - self.made.start * columns) as usize;
-        let delta = &self.band[begin..begin + len];
+        let delta = &self.band[begin..begin + (end - first) as usize];
         if stored.is_none() {
             return values.add(level, delta, Some(origin));
         }

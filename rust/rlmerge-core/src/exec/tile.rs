@@ -295,15 +295,9 @@ impl<'a> Slice<'a> {
                 Some(change) => {
                     let rows = || Rows { bytes, first: reach / change.columns, dtype };
                     let rows = change.magnitude.is_some().then(rows);
-                    work.products[at].apply(
-                        work.level,
-                        change,
-                        first,
-                        values,
-                        len,
-                        source.origin,
-                        rows.as_ref(),
-                    );
+                    let elements = first..first + len as u64;
+                    let product = &mut work.products[at];
+                    product.apply(work.level, change, elements, values, source.origin, rows.as_ref());
                 }
             }
         }
