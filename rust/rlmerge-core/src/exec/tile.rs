@@ -114,7 +114,19 @@ impl<'a> Slice<'a> {
                 (first / group * group, ((first + len).div_ceil(group) * group).min(tensor.elements))
             }
         };
-        Self { tensor, index, models, shared, io: plan.recipe.io, first, len, group, from, to, modified: Modified::NOT }
+        Self {
+            tensor,
+            index,
+            models,
+            shared,
+            io: plan.recipe.io,
+            first,
+            len,
+            group,
+            from,
+            to,
+            modified: Modified::NOT,
+        }
     }
 
     /// The elements of a tile; for tensors that are compared, its bytes.

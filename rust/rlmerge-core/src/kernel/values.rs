@@ -263,6 +263,10 @@ impl Values {
         debug_assert!(self.is_wide && base.is_wide, "norms are matched in f64");
         if factor != 1.0 {
             combine::scale_difference(level, &base.wide[..self.len], factor, &mut self.wide[..self.len]);
+            self.plain = None;
+            if self.change.from.is_some() {
+                combine::scale(level, &mut self.change.wide[..self.len], factor);
+            }
         }
     }
 
