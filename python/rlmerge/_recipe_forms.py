@@ -295,15 +295,19 @@ def _references(models: object, source: _Source) -> object:
 def _reference(value: object, source: _Source, *path: str | int) -> object:
     if not isinstance(value, dict):
         return value
-    for key in ("lora", "override_architecture"):
-        if value.get(key) is not None:
-            msg = f"`{key}` of a model is not supported"
-            raise source.error(msg, *path, key, hint="merge the adapter into its model first, and list the result")
-    inner = value.get("model", value)
-    if isinstance(inner, dict) and isinstance(inner.get("path"), str):
-        revision = inner.get("revision")
-        return f"{inner['path']}@{revision}" if revision is not None else inner["path"]
-    return inner
+    if value.get("override_architecture") is not None:
+        msg = "`override_architecture` of a model is not supported"
+        raise source.error(msg, *path, "override_architecture", hint="remove it: tensors are matched by name and shape")
+    model, lora = _place(value.get("model", value)), _place(value.get("lora"))
+    return f"{model}+{lora}" if isinstance(model, str) and isinstance(lora, str) else model
+
+
+def _place(part: object) -> object:
+    """Flatten mergekit's ``{path: ..., revision: ...}``."""
+    if not isinstance(part, dict) or not isinstance(part.get("path"), str):
+        return part
+    revision = part.get("revision")
+    return f"{part['path']}@{revision}" if revision is not None else part["path"]
 
 
 def _numbers(given: dict[str, Any], source: _Source, *path: str | int) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from rlmerge.recipe import (
 )
 from rlmerge.report import Inspection, Plan, PlannedModel, Progress, Report
 from rlmerge.sidecars import Sidecar, collect_sidecars
-from rlmerge.sources import check_paths, choose_base, is_folder, resolve
+from rlmerge.sources import Source, check_paths, choose_base, is_adapter, is_folder, named_base, resolve, resolve_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -68,8 +68,9 @@ def merge(
     Parameters
     ----------
     models
-        The experts: safetensors files, Hugging Face folders, or hub ids. When the method needs a base and none is
-        given, the base is the one that the models' own metadata name, if it is at hand, or else the first model.
+        The experts: safetensors files, Hugging Face folders, hub ids, or PEFT adapters, alone (on the base) or as
+        ``"MODEL+ADAPTER"``. When the method needs a base and none is given, the base is the one that the models' own
+        metadata name, if it is at hand, or else the first model.
     method
         Name of the method; ``methods()`` lists them. ``-`` and ``_`` are the same.
     base
@@ -329,7 +330,7 @@ def inspect(path: StrPath) -> Inspection:
     Parameters
     ----------
     path
-        A safetensors file, a Hugging Face folder, or a hub id.
+        A safetensors file, a Hugging Face folder, a PEFT adapter's folder, or a hub id.
 
     Returns
     -------
@@ -434,32 +435,41 @@ def _prepare(wanted: Recipe, *, force: bool) -> Plan:
     method = find_method(wanted.method)
     names = [expert.path for expert in wanted.models]
     check_paths([*names, *([wanted.base] if wanted.base is not None else [])])
-    written = {resolve(name): name for name in names}
-    experts = [Expert(resolve(expert.path), expert.parameters) for expert in wanted.models]
-    base = None
-    if wanted.base is not None:
-        base = resolve(wanted.base)
-        written[base] = wanted.base
+    experts = [resolve_model(expert.path) for expert in wanted.models]
+    parameters = [expert.parameters for expert in wanted.models]
+    base = resolve_model(wanted.base) if wanted.base is not None else None
+    written = {source.name: name for source, name in zip(experts, names, strict=True)}
+    if base is not None and wanted.base is not None:
+        written[base.name] = wanted.base
     notes = list(wanted.notes)
     modifiers = wanted.modifiers or Modifiers()
     if wanted.form == "mergekit" and wanted.compat == "mergekit":
         notes.insert(0, "a recipe in mergekit's form: its defaults and rules hold (compat: mergekit)")
     if base is None and method.base == "required":
-        choice = choose_base([expert.path for expert in experts])
+        choice = choose_base(experts)
         base = choice.base
         experts = [experts[at] for at in choice.experts]
+        parameters = [parameters[at] for at in choice.experts]
         notes.append(choice.note)
+    experts, base = _seat_adapters(experts, base, method, notes, written)
 
-    paths = [expert.path for expert in experts] + ([base] if base is not None else [])
-    folders = any(is_folder(path) for path in paths)
+    # What an adapter belongs to decides: the adapter itself is no place for a model.
+    paths = [source.path for source in ([*experts, base] if base is not None else experts)]
+    folders = any(is_folder(path) and not is_adapter(path) for path in paths)
     output = wanted.output or ("merged" if folders else "merged.safetensors")
     request = {
         "method": method.name,
         "models": [
-            {"path": expert.path, "name": _last_part(written.get(expert.path)), "parameters": expert.parameters}
-            for expert in experts
+            {
+                "path": source.path,
+                "adapter": source.adapter,
+                "name": _last_part(source.adapter or written.get(source.name)),
+                "parameters": values,
+            }
+            for source, values in zip(experts, parameters, strict=True)
         ],
-        "base": base,
+        "base": base.path if base is not None else None,
+        "base_adapter": base.adapter if base is not None else None,
         "parameters": wanted.parameters,
         "modifiers": modifiers.to_core(),
         "seed": wanted.seed or 0,
@@ -476,7 +486,8 @@ def _prepare(wanted: Recipe, *, force: bool) -> Plan:
     }
     core = _core.prepare(json.dumps(request))
     raw: dict[str, Any] = json.loads(core.to_json())
-    donor = Path(raw["models"][raw["config_donor"]]["path"])
+    first = raw["models"][raw["config_donor"]]
+    donor = Path(first["adapter"]["base"] if first["adapter"] else first["path"])
     sidecars: list[Sidecar] = []
     if raw["output"]["kind"] == "folder":
         sidecars, more = collect_sidecars(donor, dtype=wanted.dtype, tie=raw["output"]["tie_word_embeddings"])
@@ -527,6 +538,35 @@ def _prepare(wanted: Recipe, *, force: bool) -> Plan:
 def _last_part(name: str | None) -> str | None:
     """Return the last part of a path or hub id as the user wrote it: what its task is called."""
     return Path(name).name or None if name is not None else None
+
+
+def _seat_adapters(
+    experts: list[Source], base: Source | None, method: Method, notes: list[str], written: dict[str, str]
+) -> tuple[list[Source], Source | None]:
+    """Give adapters that stand alone a base where the method has none for them.
+
+    A base given for a method that takes none is theirs; without any base it is the one that their configuration names,
+    when that is at hand. What is left is for the core to refuse.
+    """
+    alone = [source.adapter is None and is_adapter(source.path) for source in experts]
+    if not any(alone) or (base is not None and (method.base != "none" or base.adapter is not None)):
+        return experts, base
+    seated = []
+    for source, is_alone in zip(experts, alone, strict=True):
+        found = base.path if base is not None else named_base(source.path)
+        if not is_alone or found is None:
+            seated.append(source)
+            continue
+        whole = Source(found, source.path)
+        written[whole.name] = f"{written.get(found, found)}+{written.get(source.path, source.path)}"
+        if base is None:
+            notes.append(
+                f"{source.path}: an adapter of {found} (named in its configuration; BASE+ADAPTER chooses another)"
+            )
+        seated.append(whole)
+    if base is not None:
+        notes.append(f"`{method.name}` has no base: {base.path} is only what the adapters change")
+    return seated, None
 
 
 def _defaults(raw: dict[str, Any], method: Method, wanted: Recipe) -> dict[str, Any]:

@@ -233,13 +233,15 @@ class Inspection:
     Attributes
     ----------
     path, kind
-        The model, and whether it is a ``file`` or a ``folder``.
+        The model, and whether it is a ``file``, a ``folder`` or an ``adapter``.
     parameters, bytes
         Size of all tensors together.
     dtypes
         Tensors, parameters and bytes for each dtype.
     metadata
         The free-text metadata of the safetensors header.
+    adapter
+        Kind, rank, scale, base and the like of an adapter, from its configuration; None for a model.
     warnings
         What is unusual about the model.
     """
@@ -252,6 +254,7 @@ class Inspection:
     shards: tuple[dict[str, Any], ...]
     metadata: dict[str, str] | None
     config: dict[str, Any] | None
+    adapter: dict[str, Any] | None
     warnings: tuple[str, ...]
     raw: dict[str, Any] = field(repr=False)
 
@@ -274,6 +277,7 @@ class Inspection:
             shards=tuple(raw["shards"]),
             metadata=raw["metadata"],
             config=raw["config"],
+            adapter=raw["adapter"],
             warnings=tuple(raw["warnings"]),
             raw=raw,
         )

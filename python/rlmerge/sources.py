@@ -12,12 +12,56 @@ from typing import Any
 from rlmerge import _core
 from rlmerge.errors import CheckpointError, RecipeError, RlmergeError, model_not_found
 
-__all__ = ["BaseChoice", "choose_base", "is_folder", "resolve"]
+__all__ = ["BaseChoice", "Source", "choose_base", "is_adapter", "is_folder", "named_base", "resolve", "resolve_model"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[\w./-]+)?")
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt", "README.md"]
 _CARD_BYTES = 64 * 1024
 _CONFIG_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model is: its path, and the path of an adapter that changes it."""
+
+    path: str
+    adapter: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The model as the core names it."""
+        return self.path if self.adapter is None else f"{self.path}+{self.adapter}"
+
+
+def resolve_model(model: str) -> Source:
+    """Return where a model is, with its adapter when it is written ``BASE+ADAPTER``.
+
+    Parameters
+    ----------
+    model
+        A path or hub id, or two of them joined by ``+``. A path that exists is taken as it stands.
+
+    Returns
+    -------
+    Source
+        Local paths; what does not exist is returned as it is, for the core to report.
+
+    Raises
+    ------
+    CheckpointError
+        The hub does not have a part of it, or the ``hub`` extra is not installed.
+    """
+    if "+" not in model or "\0" in model or os.path.lexists(model):
+        return Source(resolve(model))
+    splits = [(model[:at], model[at + 1 :]) for at, sign in enumerate(model) if sign == "+"]
+    there = [(base, adapter) for base, adapter in splits if _is_there(base) and _is_there(adapter)]
+    base, adapter = (there or splits)[0]
+    check_paths([base, adapter])
+    return Source(resolve(base), resolve(adapter))
+
+
+def _is_there(part: str) -> bool:
+    return bool(part) and (os.path.lexists(part) or _HUB_ID.fullmatch(part) is not None)
 
 
 def resolve(model: str) -> str:
@@ -72,40 +116,55 @@ def is_folder(model: str) -> bool:
     return "\0" not in model and Path(model).is_dir()
 
 
+def is_adapter(model: str) -> bool:
+    """Tell whether a model is a folder with an adapter and without weights of its own."""
+    path = Path(model)
+    if "\0" in model or not path.is_dir():
+        return False
+    return (path / "adapter_config.json").is_file() and not _has_weights(path)
+
+
+def named_base(model: str) -> str | None:
+    """Return the path of the base that a model's own metadata name, when it is at hand."""
+    return _named_base(Path(model))
+
+
 @dataclass(frozen=True, slots=True)
 class BaseChoice:
     """The base that the rule chose, the indices of the models left as experts, and the line that says so."""
 
-    base: str
+    base: Source
     experts: list[int]
     note: str
 
 
-def choose_base(models: list[str]) -> BaseChoice:
+def choose_base(models: list[Source]) -> BaseChoice:
     """Choose the base of models for which none was given.
 
-    The base that the models' own metadata name is taken when it is at hand as a path and all others agree on it; it
-    may be one of the models. Otherwise the first model is the base.
+    Where adapters are given with the one model that they change, that is the base. Otherwise the base that the models'
+    own metadata name is taken when it is at hand as a path and all others agree on it; it may be one of the models.
+    Otherwise the first model is the base.
 
     Parameters
     ----------
     models
-        Paths of the models, in the user's order.
+        The models, in the user's order.
 
     Returns
     -------
     BaseChoice
         The base, the experts in order, and a line to print.
     """
-    named = [_named_base(Path(model)) for model in models]
-    found = {os.path.realpath(base): base for base in named if base is not None}
+    changed = {os.path.realpath(model.path): model.path for model in models if model.adapter is not None}
+    named = [None if model.adapter is not None else _named_base(Path(model.path)) for model in models]
+    found = changed or {os.path.realpath(base): base for base in named if base is not None}
     if len(found) == 1:
         ((identity, base),) = found.items()
-        experts = [at for at, model in enumerate(models) if os.path.realpath(model) != identity]
-        if experts and all(named[at] is not None for at in experts):
-            note = f"base: {base} (named in the models' own metadata; --base chooses another)"
-            return BaseChoice(base, experts, note)
-    note = f"base: {models[0]} (the first model; --base chooses another)"
+        experts = [at for at, m in enumerate(models) if m.adapter is not None or os.path.realpath(m.path) != identity]
+        if changed or (experts and all(named[at] is not None for at in experts)):
+            why = "what the adapters change" if changed else "named in the models' own metadata"
+            return BaseChoice(Source(base), experts, f"base: {base} ({why}; --base chooses another)")
+    note = f"base: {models[0].name} (the first model; --base chooses another)"
     return BaseChoice(models[0], list(range(1, len(models))), note)
 
 
@@ -126,12 +185,13 @@ def _named_base(model: Path) -> str | None:
 
 def _names_in_folder(model: Path) -> list[object]:
     names: list[object] = []
-    config = model / "config.json"
-    if config.is_file() and config.stat().st_size <= _CONFIG_BYTES:
-        try:
-            names.append(json.loads(config.read_bytes()).get("_name_or_path"))
-        except (ValueError, AttributeError, RecursionError):
-            pass
+    for file, key in (("config.json", "_name_or_path"), ("adapter_config.json", "base_model_name_or_path")):
+        config = model / file
+        if config.is_file() and config.stat().st_size <= _CONFIG_BYTES:
+            try:
+                names.append(json.loads(config.read_bytes()).get(key))
+            except (ValueError, AttributeError, RecursionError):
+                pass
     names.append(_base_in_card(model / "README.md"))
     return names
 

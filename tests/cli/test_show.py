@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import rlmerge as package
+from tests import adapters
 
 
 def test_inspect_in_all_modes(rlmerge):
@@ -49,3 +51,15 @@ def test_misspelt_method(rlmerge):
     run = rlmerge("methods", "sler")
     assert run.code == 2
     assert "`slerp`" in run.err
+
+
+def test_inspect_an_adapter(rlmerge, tmp_path):
+    tensors = adapters.lora({"q_proj": (16, 8)}, 4, np.random.default_rng(0))
+    path = adapters.write(tmp_path / "adapter", tensors, lora_alpha=6, target_modules=["q_proj"])
+    run = rlmerge("inspect", str(path), COLUMNS="100")
+    assert (run.code, run.err) == (0, "")
+    for words in ("(adapter)", "LORA, rank 4, alpha 6", "1.5", "q_proj.lora_A.weight"):
+        assert words in run.out
+    made = rlmerge("inspect", str(path), "--json").json
+    assert (made["kind"], made["adapter"]["scale"], made["adapter"]["dora"]) == ("adapter", 1.5, False)
+    assert made["parameters"] == 4 * (16 + 8)

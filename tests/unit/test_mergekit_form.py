@@ -92,7 +92,7 @@ def test_idle_parameters_of_task_arithmetic():
         ({"parameters": {"density": [0, 0.5, 1]}}, "gradient"),
         ({"parameters": {"t": [{"filter": "mlp", "value": 1}, {"value": 0}]}}, "filters"),
         ({"models": [{"model": "a", "parameters": {"weight": [0, 1]}}]}, "gradient"),
-        ({"models": [{"model": {"model": "a", "lora": "x"}}]}, "`lora`"),
+        ({"models": [{"model": {"model": "a", "override_architecture": "x"}}]}, "`override_architecture`"),
         ({"dtype": "int64"}, "int64"),
         ({"base_model": None}, "needs `base_model`"),
         ({"merge_method": "tise"}, "unknown method `tise`"),
@@ -124,3 +124,10 @@ def test_line_numbers(tmp_path):
     )
     with pytest.raises(RecipeError, match=r"m\.yml:7: .*`t`"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_model_with_a_lora(long):
+    model = {"model": {"path": "a", "revision": "v1"}, "lora": {"path": "b"}} if long else "a@v1+b"
+    recipe = load_recipe(changed(models=[{"model": model, "parameters": {"weight": 1.0, "density": 0.5}}]))
+    assert [expert.path for expert in recipe.models] == ["a@v1+b"]

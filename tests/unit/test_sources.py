@@ -8,18 +8,18 @@ import os
 import pytest
 
 from rlmerge.errors import CheckpointError, RecipeError
-from rlmerge.sources import choose_base, resolve
+from rlmerge.sources import Source, choose_base, resolve, resolve_model
 
 
 def choice(*models):
-    found = choose_base([str(m) for m in models])
-    return found.base, found.experts
+    found = choose_base([Source(str(m)) for m in models])
+    return found.base.name, found.experts
 
 
 def test_first_model_when_nothing_is_named(write_model):
     a, b = write_model("a.safetensors"), write_model("b.safetensors")
     assert choice(a, b) == (str(a), [1])
-    assert "first model" in choose_base([str(a), str(b)]).note
+    assert "first model" in choose_base([Source(str(a)), Source(str(b))]).note
 
 
 @pytest.mark.parametrize("how", ["config", "card", "card list", "metadata"])
@@ -32,8 +32,8 @@ def test_base_named_in_the_metadata_and_beside_the_models(write_model, how):
         "metadata": {"meta": {"base_model": "org-base"}},
     }[how]
     a, b = write_model("a", **kept), write_model("b", **kept)
-    found = choose_base([str(a), str(b)])
-    assert os.path.realpath(found.base) == str(base)
+    found = choose_base([Source(str(a)), Source(str(b))])
+    assert os.path.realpath(found.base.path) == str(base)
     assert found.experts == [0, 1]
     assert "--base" in found.note
 
@@ -139,3 +139,22 @@ def test_hub_id_with_the_extra(here, monkeypatch, tmp_path):
     monkeypatch.setattr(hub, "snapshot_download", fail)
     with pytest.raises(CheckpointError, match="no network$"):
         resolve("org/name")
+
+
+def test_a_model_with_an_adapter_is_split_where_both_halves_are(write_model, here):
+    write_model("a+b", config={})
+    write_model("c+d", config={})
+    assert resolve_model("a+b") == Source("a+b")
+    assert resolve_model("a+b+c+d") == Source("a+b", "c+d")
+    assert resolve_model("a+b+c+d").name == "a+b+c+d"
+    assert resolve_model("gone+c+d") == Source("gone", "c+d")
+    assert resolve_model("a+b+") == Source("a", "b+")
+    with pytest.raises(CheckpointError):
+        resolve_model("+a+b")
+
+
+def test_the_base_is_what_the_adapters_change(write_model):
+    base, expert = str(write_model("base", config={})), str(write_model("expert", config={}))
+    found = choose_base([Source(base, "x"), Source(expert), Source(base, "y"), Source(base)])
+    assert (found.base, found.experts) == (Source(base), [0, 1, 2])
+    assert "what the adapters change" in found.note

@@ -88,6 +88,13 @@ pub enum Error {
         got: String,
     },
 
+    /// An adapter where a whole model is needed.
+    #[error("{path}: an adapter, which is a model only together with its base", path = show(path))]
+    AdapterWithoutBase {
+        /// The adapter.
+        path: PathBuf,
+    },
+
     // ---- a bad input file (exit 3) ----
     /// Nothing is at the path of a model.
     #[error("{path}: no such file or folder", path = show(path))]
@@ -159,6 +166,14 @@ pub enum Error {
         /// The tensor that they are about.
         tensor: String,
         /// What is wrong, with the element.
+        message: String,
+    },
+    /// An adapter whose merged weights are not the base plus a product of two factors.
+    #[error("{path}: an adapter that cannot be merged: {message}", path = show(path))]
+    AdapterUnsupported {
+        /// The adapter.
+        path: PathBuf,
+        /// Every reason.
         message: String,
     },
     /// An input changed while it was read.
@@ -315,6 +330,7 @@ impl Error {
             Self::MissingParameter { .. } => "missing_parameter",
             Self::ZeroWeightSum { .. } => "zero_weight_sum",
             Self::ModelCount { .. } => "model_count",
+            Self::AdapterWithoutBase { .. } => "adapter_without_base",
             Self::ModelNotFound { .. } => "model_not_found",
             Self::NotACheckpoint { .. } => "not_a_checkpoint",
             Self::WrongFormat { .. } => "wrong_format",
@@ -323,6 +339,7 @@ impl Error {
             Self::BadConfig { .. } => "bad_config",
             Self::Quantised { .. } => "quantised",
             Self::BadStatistics { .. } => "bad_statistics",
+            Self::AdapterUnsupported { .. } => "adapter_unsupported",
             Self::InputChanged { .. } => "input_changed",
             Self::ModelsDoNotFit { .. } => "models_do_not_fit",
             Self::OpaqueTensorsDiffer { .. } => "opaque_tensors_differ",
@@ -351,7 +368,8 @@ impl Error {
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         match self {
-            Self::ModelNotFound { path }
+            Self::AdapterWithoutBase { path }
+            | Self::ModelNotFound { path }
             | Self::NotACheckpoint { path, .. }
             | Self::WrongFormat { path, .. }
             | Self::BadHeader { path, .. }
@@ -359,6 +377,7 @@ impl Error {
             | Self::BadConfig { path, .. }
             | Self::Quantised { path, .. }
             | Self::BadStatistics { path, .. }
+            | Self::AdapterUnsupported { path, .. }
             | Self::InputChanged { path, .. }
             | Self::OpaqueTensorsDiffer { path, .. }
             | Self::Io { path, .. }
@@ -405,6 +424,13 @@ impl Error {
             }
             Self::ParameterCount { .. } => "give one value for all experts, or one for each".into(),
             Self::ZeroWeightSum { .. } => "change the weights, or set `normalize: false`".into(),
+            Self::AdapterWithoutBase { path } => format!(
+                "give the base with --base, or write BASE+{}, whatever the method",
+                show(path)
+            ),
+            Self::AdapterUnsupported { .. } => {
+                "merge it into its base with the library that made it (`merge_and_unload` of peft), then give the result".into()
+            }
             Self::ModelNotFound { .. } => "check the path; `rlmerge inspect PATH` shows a model".into(),
             Self::NotACheckpoint { .. } => "give a `.safetensors` file, or a folder with `model.safetensors` or `model.safetensors.index.json`".into(),
             Self::WrongFormat { .. } => "convert it to safetensors first; rlmerge never reads pickles".into(),
@@ -452,6 +478,7 @@ pub const CODES: &[(&str, u8, &str)] = &[
     ("missing_parameter", 2, "recipe"),
     ("zero_weight_sum", 2, "recipe"),
     ("model_count", 2, "recipe"),
+    ("adapter_without_base", 2, "recipe"),
     ("model_not_found", 3, "checkpoint"),
     ("not_a_checkpoint", 3, "checkpoint"),
     ("wrong_format", 3, "checkpoint"),
@@ -460,6 +487,7 @@ pub const CODES: &[(&str, u8, &str)] = &[
     ("bad_config", 3, "checkpoint"),
     ("quantised", 3, "checkpoint"),
     ("bad_statistics", 3, "checkpoint"),
+    ("adapter_unsupported", 3, "checkpoint"),
     ("input_changed", 3, "checkpoint"),
     ("models_do_not_fit", 4, "alignment"),
     ("opaque_tensors_differ", 4, "alignment"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,7 +20,7 @@ EXAMPLES = "Examples:\n\nrlmerge inspect model.safetensors\n\nrlmerge inspect fo
 
 def inspect(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A .safetensors file, a Hugging Face folder or a hub id.")
+        str, typer.Argument(metavar="MODEL", help="A .safetensors file, a Hugging Face folder, an adapter or a hub id.")
     ],
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print tensor names only.")] = False,
@@ -47,6 +47,7 @@ def _page(found: Inspection, out: Output) -> list[str]:
         facts.append(("architecture", str(config["architecture"])))
     if config.get("tie_word_embeddings") is not None:
         facts.append(("tied embeddings", "yes" if config["tie_word_embeddings"] else "no"))
+    facts += _adapter(found.adapter) if found.adapter else []
     facts += [(f"metadata {key}", value) for key, value in sorted((found.metadata or {}).items())]
     kinds = [("DTYPE", "TENSORS", "PARAMETERS", "SIZE")]
     kinds += [
@@ -67,3 +68,22 @@ def _page(found: Inspection, out: Output) -> list[str]:
         "",
         *columns(tensors, "<>><"),
     ]
+
+
+def _adapter(adapter: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what an adapter's configuration says, one fact a line."""
+    kind = "DoRA" if adapter["dora"] else adapter["peft_type"]
+    facts = [("adapter", f"{kind}, rank {adapter['rank']}, alpha {adapter['alpha']:g}")]
+    if adapter["scale"] is not None:
+        root = " (rank-stabilised)" if adapter["rank_stabilised"] else ""
+        facts.append(("scale of B·A", f"{adapter['scale']:g}{root}"))
+    if adapter["base_model"]:
+        facts.append(("base model", str(adapter["base_model"])))
+    for key, label in (("target_modules", "targets"), ("modules_to_save", "stored whole")):
+        value = adapter[key]
+        if value:
+            facts.append((label, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    for key in ("rank_pattern", "alpha_pattern"):
+        if adapter[key]:
+            facts.append((key.replace("_", " "), ", ".join(f"{k}: {v}" for k, v in adapter[key].items())))
+    return facts

@@ -24,6 +24,7 @@ EXAMPLES = (
     "Examples:\n\n"
     "rlmerge merge math code --base base --method ties --density 0.2 -o merged\n\n"
     "rlmerge merge a.safetensors b.safetensors --method dare\n\n"
+    "rlmerge merge lora-a lora-b --base base --method ties\n\n"
     "rlmerge merge a b --method linear --weight 0.7,0.3 --dtype bfloat16\n\n"
     "rlmerge merge recipe.yaml -o merged --dry-run"
 )
@@ -40,7 +41,8 @@ def merge(
         list[str],
         typer.Argument(
             metavar="MODEL",
-            help="Safetensors files, Hugging Face folders or hub ids; or one recipe (.yaml), mergekit's form included.",
+            help="Safetensors files, Hugging Face folders, hub ids, or adapters (beside --base, or MODEL+ADAPTER); "
+            "or one recipe (.yaml), mergekit's form included.",
         ),
     ],
     method: Annotated[

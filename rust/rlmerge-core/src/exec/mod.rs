@@ -4,6 +4,7 @@ mod columns;
 mod deltas;
 mod digest;
 mod element;
+mod factors;
 mod fisher;
 mod gram;
 mod job;
@@ -141,15 +142,17 @@ fn check_output(plan: &MergePlan, target: &Target) -> Result<()> {
         .chain(&plan.statistics)
         .flat_map(|m| {
             use std::os::unix::fs::MetadataExt as _;
-            let itself = std::fs::metadata(&m.path)
-                .map(|meta| Input { path: m.path.clone(), dev: meta.dev(), ino: meta.ino() })
-                .ok();
+            let parts = m.parts.as_ref().map_or_else(|| vec![&m.path], |p| vec![&p.base, &p.adapter]);
+            let itself = parts.into_iter().filter_map(|path| {
+                let meta = std::fs::metadata(path).ok()?;
+                Some(Input { path: path.clone(), dev: meta.dev(), ino: meta.ino() })
+            });
             let shards = m.shards.iter().map(|s| Input {
                 path: s.path.clone(),
                 dev: s.identity.dev,
                 ino: s.identity.ino,
             });
-            itself.into_iter().chain(shards)
+            itself.chain(shards)
         })
         .collect();
     let shards = plan.layout.shards.iter().map(|s| s.bytes);

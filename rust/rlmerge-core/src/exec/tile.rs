@@ -1,6 +1,7 @@
 //! One tile: its bytes in all models in, its bytes of the output and its statistics out.
 
 use super::digest::{self, Part};
+use super::factors::{Product, Rows};
 use super::job::{Chunk, Job, Partial, Scratch, Ties};
 use super::pass::TileId;
 use super::stats::TileStats;
@@ -11,8 +12,8 @@ use crate::kernel::level::prefetch;
 use crate::kernel::values::Values;
 use crate::kernel::{CHUNK, Level, combine, convert};
 use crate::plan::recipe::Io;
-use crate::plan::{Action, MergePlan, PlannedTensor, TILE_BYTES, TILE_ELEMENTS, marks};
-use crate::shard::{Checkpoint, Shard};
+use crate::plan::{Action, MergePlan, PlannedTensor, Source, TILE_BYTES, TILE_ELEMENTS, marks};
+use crate::shard::{Change, Checkpoint, Shard};
 
 /// Elements between the chunk in work and the one brought into the cache.
 const PREFETCH: usize = 2 * CHUNK;
@@ -25,6 +26,7 @@ pub struct Work {
     scratch: Scratch,
     squares: Vec<Lanes>,
     inputs: Vec<Vec<u8>>,
+    products: Vec<Product>,
     bytes: Vec<u8>,
 }
 
@@ -38,6 +40,7 @@ impl Work {
             scratch: Scratch::new(models, longest),
             squares: vec![Lanes::default(); models],
             inputs: Vec::new(),
+            products: (0..models).map(|_| Product::default()).collect(),
             bytes: Vec::new(),
         }
     }
@@ -47,7 +50,11 @@ impl Work {
 pub struct Slice<'a> {
     /// The plan of the tensor.
     pub tensor: &'a PlannedTensor,
+    /// Its index in the plan.
+    index: usize,
     models: Vec<(&'a Checkpoint, usize)>,
+    /// In which place of the program's order the bytes of each place are read: models may share them.
+    shared: Vec<usize>,
     io: Io,
     first: u64,
     len: u64,
@@ -93,9 +100,12 @@ pub enum Span {
 
 impl<'a> Slice<'a> {
     /// Elements `first..first + len` of a tensor.
-    pub fn new(plan: &'a MergePlan, models: &'a [Checkpoint], tensor: usize, first: u64, len: u64) -> Self {
-        let tensor = &plan.tensors[tensor];
+    pub fn new(plan: &'a MergePlan, models: &'a [Checkpoint], index: usize, first: u64, len: u64) -> Self {
+        let tensor = &plan.tensors[index];
         let read = plan.read_models(tensor);
+        let origin = |model: &usize| tensor.sources[*model].origin;
+        let shared =
+            read.iter().map(|m| read.iter().position(|o| origin(o) == origin(m)).unwrap_or(0)).collect();
         let models = read.into_iter().map(|m| (&models[m], m)).collect();
         let group = plan.group(tensor);
         let (from, to) = match tensor.action {
@@ -108,7 +118,9 @@ impl<'a> Slice<'a> {
         let (chunk, modified) = (plan.chunk(tensor), Modified::NOT);
         Self {
             tensor,
+            index,
             models,
+            shared,
             io: plan.recipe.io,
             first,
             len,
@@ -146,10 +158,31 @@ impl<'a> Slice<'a> {
         }
     }
 
-    /// Range of bytes in the shard of model `at`, of all groups that reach into the slice.
+    fn source(&self, at: usize) -> &'a Source {
+        &self.tensor.sources[self.models[at].1]
+    }
+
+    /// The elements that are read of model `at`: all groups that reach into the slice, and whole rows where their
+    /// lengths are needed.
+    fn reach(&self, at: usize) -> (u64, u64) {
+        match &self.source(at).change {
+            Some(Change { columns, magnitude: Some(_), .. }) if self.from < self.to => {
+                (self.from / columns * columns, self.to.div_ceil(*columns) * columns)
+            }
+            _ => (self.from, self.to),
+        }
+    }
+
+    /// Their range of bytes in the shard of model `at`.
     fn range(&self, at: usize) -> (u64, u64) {
-        let begin = self.tensor.sources[self.models[at].1].begin;
-        (begin + self.from * self.size(at), begin + self.to * self.size(at))
+        let begin = self.source(at).begin;
+        let (from, to) = self.reach(at);
+        (begin + from * self.size(at), begin + to * self.size(at))
+    }
+
+    /// The places whose bytes are read, each of them once.
+    fn places(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.models.len()).filter(|at| self.shared[*at] == *at)
     }
 
     fn shard(&self, at: usize) -> &'a Shard {
@@ -165,16 +198,23 @@ impl<'a> Slice<'a> {
         if work.inputs.len() < self.models.len() {
             work.inputs.resize(self.models.len(), Vec::new());
         }
-        for (at, buffer) in work.inputs.iter_mut().enumerate().take(self.models.len()) {
+        for at in self.places() {
             let (begin, end) = self.range(at);
             match self.io {
                 Io::Pread => {
+                    let buffer = &mut work.inputs[at];
                     buffer.resize((end - begin) as usize, 0);
                     self.shard(at).read_at(begin, buffer)?;
                 }
                 // Without the call (Linux before 5.14) pages come by faults.
                 Io::Mmap if !self.shard(at).populate(begin, end) => self.shard(at).verify_unchanged()?,
                 Io::Mmap => {}
+            }
+        }
+        for (at, (checkpoint, model)) in self.models.iter().enumerate() {
+            if let Some(change) = &self.source(at).change {
+                let (of, elements) = ((*model, self.index), self.from..self.to);
+                work.products[at].prepare(work.level, checkpoint.shards(), change, of, elements)?;
             }
         }
         Ok(())
@@ -185,6 +225,7 @@ impl<'a> Slice<'a> {
     where
         'a: 'w,
     {
+        let at = self.shared[at];
         match self.io {
             Io::Pread => &inputs[at],
             Io::Mmap => {
@@ -201,13 +242,13 @@ impl<'a> Slice<'a> {
 
     /// Source bytes of all models.
     pub fn source_bytes(&self) -> u64 {
-        (0..self.models.len()).map(|at| self.len * self.size(at)).sum()
+        self.places().map(|at| self.len * self.size(at)).sum()
     }
 
     /// Gives mapped pages back to the kernel.
     pub fn release(&self) {
         if self.io == Io::Mmap {
-            for at in 0..self.models.len() {
+            for at in self.places() {
                 let (begin, end) = self.range(at);
                 self.shard(at).release(begin, end);
             }
@@ -216,7 +257,7 @@ impl<'a> Slice<'a> {
 
     /// Asks the kernel to read the bytes ahead.
     pub fn prefetch(&self) {
-        for at in 0..self.models.len() {
+        for at in self.places() {
             let (begin, end) = self.range(at);
             self.shard(at).prefetch(begin, end);
         }
@@ -263,12 +304,24 @@ impl<'a> Slice<'a> {
             let dtype = self.tensor.sources[self.models[at].1].dtype;
             let size = self.size(at) as usize;
             let bytes = self.bytes(&work.inputs, at);
-            let begin = (first - self.from) as usize * size;
+            let reach = self.reach(at).0;
+            let begin = (first - reach) as usize * size;
             if self.io == Io::Mmap {
                 let soon = (begin + PREFETCH * size).min(bytes.len());
                 prefetch(&bytes[soon..(soon + len * size).min(bytes.len())]);
             }
             values.load(work.level, dtype, &bytes[begin..begin + len * size], len, self.tensor.wide);
+            let source = self.source(at);
+            match &source.change {
+                None => values.mark(source.origin),
+                Some(change) => {
+                    let rows = || Rows { bytes, first: reach / change.columns, dtype };
+                    let rows = change.magnitude.is_some().then(rows);
+                    let elements = first..first + len as u64;
+                    let product = &mut work.products[at];
+                    product.apply(work.level, change, elements, values, source.origin, rows.as_ref());
+                }
+            }
         }
         if let [base, experts @ ..] = &mut work.values[..] {
             for (expert, factor) in experts.iter_mut().zip(self.modified.experts) {
@@ -280,9 +333,11 @@ impl<'a> Slice<'a> {
     /// Whether all groups that reach into the tile have the same bytes in all models, in the dtype of the output.
     fn is_common(&self, inputs: &[Vec<u8>]) -> bool {
         let first = self.bytes(inputs, 0);
-        self.models.iter().enumerate().all(|(at, (_, model))| {
-            self.tensor.sources[*model].dtype == self.tensor.dtype
-                && (at == 0 || self.bytes(inputs, at) == first)
+        (0..self.models.len()).all(|at| {
+            let source = self.source(at);
+            source.dtype == self.tensor.dtype
+                && !source.is_changed()
+                && (self.shared[at] == 0 || self.bytes(inputs, at) == first)
         })
     }
 

@@ -10,6 +10,24 @@ fn changed(base: f64, step: f64) -> f64 {
     if step == 0.0 { base } else { base + step }
 }
 
+macro_rules! shifts {
+    ($($name:ident $ty:ty;)*) => {$(
+        kernel! {
+            /// `values += change`, in this width; where nothing is added the value as it is, −0.0 included.
+            pub fn $name(values: &mut [$ty], change: &[f32]) {
+                for (v, c) in values.iter_mut().zip(change) {
+                    *v = if *c == 0.0 { *v } else { *v + <$ty>::from(*c) };
+                }
+            }
+        }
+    )*};
+}
+
+shifts! {
+    shift_narrow f32;
+    shift_wide f64;
+}
+
 macro_rules! per_width {
     ($delta:ident, $cut:ident, $band:ident, $pick:ident, $count:ident, $weigh:ident, $add_weighed:ident, $add_changes:ident, $add_change:ident, $ty:ty, $bits:ty) => {
         kernel! {

@@ -76,7 +76,16 @@ pairs!(pair_wide, delta_pair_wide, f64);
 
 /// The Gram matrix of two models, or of their deltas from a base, joins the lanes.
 pub fn add_pair(level: Level, a: &Values, b: &Values, base: Option<&Values>, sums: &mut [Lanes; 3]) {
-    match (a.numbers(), b.numbers(), base.map(Values::numbers)) {
+    let numbers = match base {
+        None => (a.numbers(), b.numbers(), None),
+        // Two changes that are known by themselves stand before zeros; one beside another delta is taken as that is.
+        Some(base) if a.is_known_change_of(base) == b.is_known_change_of(base) => {
+            let ((a, from), (b, _)) = (a.against(base), b.against(base));
+            (a, b, Some(from))
+        }
+        Some(base) => (a.numbers(), b.numbers(), Some(base.numbers())),
+    };
+    match numbers {
         (Numbers::Narrow(a), Numbers::Narrow(b), None) => pair_narrow(level, a, b, sums),
         (Numbers::Wide(a), Numbers::Wide(b), None) => pair_wide(level, a, b, sums),
         (Numbers::Narrow(a), Numbers::Narrow(b), Some(Numbers::Narrow(base))) => {

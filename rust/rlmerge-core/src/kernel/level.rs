@@ -2,7 +2,8 @@
 //! at run time.
 //!
 //! A level changes speed only, never a bit of the result: reductions use a fixed number of lanes
-//! and no operation contracts to a fused multiply-add.
+//! and no operation contracts to a fused multiply-add: the compiler never does so by itself, and where one is
+//! wanted it is spelt `mul_add`, which rounds once at every level.
 
 /// An instruction set that this processor has. Values exist only for sets that were detected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +32,8 @@ impl Level {
         {
             let avx2 = std::arch::is_x86_feature_detected!("avx2")
                 && std::arch::is_x86_feature_detected!("popcnt")
-                && std::arch::is_x86_feature_detected!("bmi1");
+                && std::arch::is_x86_feature_detected!("bmi1")
+                && std::arch::is_x86_feature_detected!("fma");
             if avx2 {
                 levels.push(Self(Isa::Avx2));
             }
@@ -106,12 +108,12 @@ macro_rules! kernel {
             fn body($($arg: $ty),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,popcnt,bmi1")]
+            #[target_feature(enable = "avx2,popcnt,bmi1,fma")]
             #[allow(clippy::too_many_arguments, reason = "kernels take plain slices and numbers")]
             fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
 
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,popcnt,bmi1")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,popcnt,bmi1,fma")]
             #[allow(clippy::too_many_arguments, reason = "kernels take plain slices and numbers")]
             fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
 

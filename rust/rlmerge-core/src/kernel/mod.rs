@@ -17,6 +17,7 @@ pub mod gram;
 pub mod heads;
 pub mod lanes;
 pub mod level;
+pub mod lowrank;
 pub mod masks;
 pub mod naive;
 pub mod neurons;

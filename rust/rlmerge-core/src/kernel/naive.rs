@@ -102,3 +102,9 @@ pub fn striped_sum(terms: &[f64]) -> f64 {
     }
     lanes[0]
 }
+
+/// One element of `scale · left · right`, given the row of the left factor and the column of the right one.
+#[must_use]
+pub fn low_rank(row: &[f32], column: impl Fn(usize) -> f32, scale: f32) -> f32 {
+    row.iter().enumerate().fold(0.0f32, |sum, (k, l)| l.mul_add(column(k), sum)) * scale
+}

@@ -223,7 +223,7 @@ impl Selection {
     /// Counts a chunk of the deltas of `expert`.
     pub fn count(&self, level: Level, expert: &Values, base: &Values, tally: &mut Tally) {
         let (low, width, favourite) = (self.low, self.width(), self.favourite);
-        tally.above += match (expert.numbers(), base.numbers()) {
+        tally.above += match expert.against(base) {
             (Numbers::Narrow(x), Numbers::Narrow(b)) if self.keys == Keys::Wide => {
                 count_widened(level, x, b, low, width, self.shift, favourite, &mut tally.bins)
             }

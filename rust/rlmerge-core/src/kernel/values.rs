@@ -10,6 +10,21 @@ pub struct Values {
     wide: Vec<f64>,
     is_wide: bool,
     len: usize,
+    /// Whose stored numbers these are, if they are just that.
+    plain: Option<usize>,
+    /// What was added to whose stored numbers.
+    change: Change,
+}
+
+/// A change that is known by itself, so that the delta from what was changed needs no subtraction.
+#[derive(Default)]
+struct Change {
+    from: Option<usize>,
+    narrow: Vec<f32>,
+    wide: Vec<f64>,
+    /// As many zeros, which the kernels subtract from the change instead of the base.
+    zeros: Vec<f64>,
+    zeros_narrow: Vec<f32>,
 }
 
 /// The numbers of a chunk in their width.
@@ -32,7 +47,14 @@ fn narrow_threshold(threshold: u64) -> (u32, bool) {
 
 impl Default for Values {
     fn default() -> Self {
-        Self { narrow: vec![0.0; CHUNK], wide: vec![0.0; CHUNK], is_wide: false, len: 0 }
+        Self {
+            narrow: vec![0.0; CHUNK],
+            wide: vec![0.0; CHUNK],
+            is_wide: false,
+            len: 0,
+            plain: None,
+            change: Change::default(),
+        }
     }
 }
 
@@ -40,6 +62,7 @@ impl Values {
     /// Decodes `len` elements. `wide` is the same for all models of a tensor.
     pub fn load(&mut self, level: Level, dtype: DType, bytes: &[u8], len: usize, wide: bool) {
         (self.is_wide, self.len) = (wide, len);
+        (self.plain, self.change.from) = (None, None);
         if self.narrow.len() < len {
             self.narrow.resize(len, 0.0);
             self.wide.resize(len, 0.0);
@@ -51,6 +74,64 @@ impl Values {
             if wide {
                 convert::widen(level, &self.narrow[..len], &mut self.wide[..len]);
             }
+        }
+    }
+
+    /// Says whose stored numbers these are.
+    pub fn mark(&mut self, origin: usize) {
+        self.plain = Some(origin);
+    }
+
+    /// Adds a change; where it is zero the numbers stay as they are, −0.0 included. With `origin`, whose numbers these
+    /// were, deltas from them will be the change itself, which the sum would round.
+    pub fn add(&mut self, level: Level, change: &[f32], origin: Option<usize>) {
+        (self.plain, self.change.from) = (None, origin);
+        if self.is_wide {
+            combine::shift_wide(level, &mut self.wide[..self.len], change);
+        } else {
+            combine::shift_narrow(level, &mut self.narrow[..self.len], change);
+        }
+        if origin.is_none() {
+            return;
+        }
+        let kept = &mut self.change;
+        if self.is_wide {
+            kept.wide.resize(self.len.max(kept.wide.len()), 0.0);
+            kept.zeros.resize(kept.wide.len(), 0.0);
+            convert::widen(level, change, &mut kept.wide[..self.len]);
+        } else {
+            kept.narrow.resize(self.len.max(kept.narrow.len()), 0.0);
+            kept.zeros_narrow.resize(kept.narrow.len(), 0.0);
+            kept.narrow[..self.len].copy_from_slice(change);
+        }
+    }
+
+    /// Multiplies elements by a factor, rounded once.
+    pub fn multiply(&mut self, elements: std::ops::Range<usize>, factor: f64) {
+        if self.is_wide {
+            self.wide[elements].iter_mut().for_each(|v| *v *= factor);
+        } else {
+            self.narrow[elements].iter_mut().for_each(|v| *v = (f64::from(*v) * factor) as f32);
+        }
+    }
+
+    /// Whether the delta from `base` is known by itself.
+    #[must_use]
+    pub fn is_known_change_of(&self, base: &Self) -> bool {
+        self.change.from.is_some() && self.change.from == base.plain
+    }
+
+    /// Two runs of numbers whose difference is the delta from `base`: these and the base's, or a change and zeros.
+    #[must_use]
+    pub fn against<'a>(&'a self, base: &'a Self) -> (Numbers<'a>, Numbers<'a>) {
+        if !self.is_known_change_of(base) {
+            return (self.numbers(), base.numbers());
+        }
+        let kept = &self.change;
+        if self.is_wide {
+            (Numbers::Wide(&kept.wide[..self.len]), Numbers::Wide(&kept.zeros[..self.len]))
+        } else {
+            (Numbers::Narrow(&kept.narrow[..self.len]), Numbers::Narrow(&kept.zeros_narrow[..self.len]))
         }
     }
 
@@ -66,10 +147,10 @@ impl Values {
 
     /// `out = self − base`, subtracted in the arithmetic of the tensor (f32 or f64).
     pub fn delta(&self, level: Level, base: &Self, out: &mut [f64]) {
-        if self.is_wide {
-            combine::delta_wide(level, &self.wide[..self.len], &base.wide[..self.len], out);
-        } else {
-            combine::delta_narrow(level, &self.narrow[..self.len], &base.narrow[..self.len], out);
+        match self.against(base) {
+            (Numbers::Narrow(x), Numbers::Narrow(b)) => combine::delta_narrow(level, x, b, out),
+            (Numbers::Wide(x), Numbers::Wide(b)) => combine::delta_wide(level, x, b, out),
+            _ => unreachable!("the models of a tensor share one width"),
         }
     }
 
@@ -108,7 +189,7 @@ impl Values {
         out: &mut [f64],
         squares: &mut lanes::Lanes,
     ) {
-        match (self.numbers(), base.numbers()) {
+        match self.against(base) {
             (Numbers::Narrow(x), Numbers::Narrow(b)) => {
                 let (least, exact) = narrow_threshold(threshold);
                 combine::cut_narrow(level, x, b, least, strict && exact, factor, out, squares);
@@ -134,7 +215,7 @@ impl Values {
         out: &mut [f64],
         squares: &mut lanes::Lanes,
     ) {
-        match (self.numbers(), base.numbers()) {
+        match self.against(base) {
             (Numbers::Narrow(x), Numbers::Narrow(b)) => {
                 let ((least, exact), (end, reached)) = (narrow_threshold(low), narrow_threshold(high));
                 let (least, end) = (least + u32::from(strict && exact), end + u32::from(closed && reached));
@@ -169,7 +250,7 @@ impl Values {
             kept && !dropped
         };
         for (i, o) in out.iter_mut().enumerate() {
-            let delta = match (self.numbers(), base.numbers()) {
+            let delta = match self.against(base) {
                 (Numbers::Narrow(x), Numbers::Narrow(b)) => f64::from(x[i] - b[i]),
                 (Numbers::Wide(x), Numbers::Wide(b)) => x[i] - b[i],
                 _ => unreachable!("the models of a tensor share one width"),
@@ -189,7 +270,7 @@ impl Values {
         out: &mut [f64],
         squares: &mut lanes::Lanes,
     ) {
-        match (self.numbers(), base.numbers()) {
+        match self.against(base) {
             (Numbers::Narrow(x), Numbers::Narrow(b)) => {
                 combine::pick_narrow(level, x, b, kept, factor, out, squares);
             }
@@ -203,7 +284,7 @@ impl Values {
     /// Number of deltas whose magnitude has exactly the bits `threshold`.
     #[must_use]
     pub fn count_deltas_at(&self, level: Level, base: &Self, threshold: u64) -> u64 {
-        match (self.numbers(), base.numbers()) {
+        match self.against(base) {
             (Numbers::Narrow(x), Numbers::Narrow(b)) => match narrow_threshold(threshold) {
                 (bits, true) => combine::count_narrow(level, x, b, bits),
                 (_, false) => 0,
@@ -268,6 +349,10 @@ impl Values {
         debug_assert!(self.is_wide && base.is_wide, "norms are matched in f64");
         if factor != 1.0 {
             combine::scale_difference(level, &base.wide[..self.len], factor, &mut self.wide[..self.len]);
+            self.plain = None;
+            if self.change.from.is_some() {
+                combine::scale(level, &mut self.change.wide[..self.len], factor);
+            }
         }
     }
 

@@ -10,11 +10,7 @@
 use std::collections::HashSet;
 
 use crate::error::{Error, Result, escape};
-use crate::shard::{Checkpoint, Tensor};
-
-const HEAD: &str = "lm_head.weight";
-const EMBEDDINGS: &[&str] =
-    &["embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight"];
+use crate::shard::{Checkpoint, Tensor, is_head, tied_embedding};
 
 /// One output tensor with its tensor in every model.
 pub struct Aligned<'a> {
@@ -121,22 +117,4 @@ pub fn align<'a>(models: &[&'a Checkpoint], reference: usize) -> Result<Alignmen
         }
     }
     if problems.is_empty() { Ok(out) } else { Err(Error::ModelsDoNotFit { problems, tensor: first }) }
-}
-
-fn is_head(name: &str) -> bool {
-    name == HEAD || name.strip_suffix(HEAD).is_some_and(|prefix| prefix.ends_with('.'))
-}
-
-/// The embedding that stands in for the missing head `name`, if the model may have tied them.
-fn tied_embedding<'a>(model: &'a Checkpoint, name: &str) -> Option<&'a Tensor> {
-    if !is_head(name) || model.config().and_then(|c| c.tie_word_embeddings) == Some(false) {
-        return None;
-    }
-    let mut found = model.tensors().iter().filter(|t| {
-        EMBEDDINGS
-            .iter()
-            .any(|e| t.name == *e || t.name.strip_suffix(e).is_some_and(|prefix| prefix.ends_with('.')))
-    });
-    let embedding = found.next()?;
-    found.next().is_none().then_some(embedding)
 }

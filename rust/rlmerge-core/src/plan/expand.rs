@@ -226,11 +226,13 @@ impl MergePlan {
         };
         // The merged model comes first: its dtypes and its order are those of the output.
         let models = vec![Checkpoint::open(&request.merged)?, Checkpoint::open(&base)?];
-        let entry = |path: PathBuf| ModelEntry { path, name: None, parameters: BTreeMap::new() };
+        let entry =
+            |path: PathBuf| ModelEntry { path, name: None, adapter: None, parameters: BTreeMap::new() };
         let recipe = Recipe {
             method: EXPAND.name.into(),
             models: vec![entry(request.merged), entry(base)],
             base: None,
+            base_adapter: None,
             parameters: BTreeMap::new(),
             seed: 0,
             dtype: None,

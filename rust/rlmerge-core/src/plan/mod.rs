@@ -7,6 +7,7 @@ pub mod family;
 pub mod layout;
 pub mod marks;
 pub mod method;
+mod models;
 pub mod modifiers;
 pub mod recipe;
 pub mod role;
@@ -19,7 +20,7 @@ use std::path::PathBuf;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::shard::{Checkpoint, ConfigFacts, FileIdentity, Kind, quantised};
+use crate::shard::{Change, Checkpoint, ConfigFacts, FileIdentity, Kind, Parts, Tensor};
 use family::{Passes, Program, Setup, deltas, linear};
 use layout::{Item, Layout};
 use modifiers::{Alpha, MatchScope, Treatment};
@@ -69,6 +70,24 @@ pub struct Source {
     pub end: u64,
     /// Dtype.
     pub dtype: DType,
+    /// The first model that has these very bytes of the same file; itself when it is the first.
+    pub origin: usize,
+    /// What an adapter adds to them.
+    pub change: Option<Change>,
+}
+
+impl Source {
+    /// No bytes at all, for what a model does not have.
+    #[must_use]
+    pub const fn empty(dtype: DType, origin: usize) -> Self {
+        Self { shard: 0, begin: 0, end: 0, dtype, origin, change: None }
+    }
+
+    /// Whether the bytes alone are not the tensor.
+    #[must_use]
+    pub const fn is_changed(&self) -> bool {
+        self.change.is_some()
+    }
 }
 
 /// One tensor of the output.
@@ -141,8 +160,10 @@ pub struct PlannedShard {
 pub struct PlannedModel {
     /// Its path as given.
     pub path: PathBuf,
-    /// File or folder.
+    /// File, folder or adapter.
     pub kind: Kind,
+    /// The base and the adapter that it is composed of.
+    pub parts: Option<Parts>,
     /// Number of tensors.
     pub tensors: usize,
     /// Bytes of all tensors.
@@ -198,11 +219,7 @@ impl MergePlan {
         let dtype = recipe.output_dtype()?;
         let setup = Setup { settings: &settings, has_base: recipe.base.is_some(), seed: recipe.seed };
         let program = (settings.method.program)(&setup)?;
-        let paths = recipe.base.iter().chain(recipe.models.iter().map(|m| &m.path));
-        let models: Vec<Checkpoint> = paths.map(|p| Checkpoint::open(p)).collect::<Result<_>>()?;
-        if let Some(error) = models.iter().find_map(quantised) {
-            return Err(error);
-        }
+        let models = models::open(&recipe)?;
         let mut statistics = Vec::new();
         if let Some(statistic) = program.family().statistic() {
             let paths = settings.words(statistic.parameter);
@@ -252,12 +269,18 @@ impl MergePlan {
         for (tensor, depth) in aligned.tensors.iter().zip(depths) {
             let reference = tensor.sources[0];
             let has_arithmetic = reference.dtype.has_arithmetic();
-            let dtype = if has_arithmetic { dtype.unwrap_or(reference.dtype) } else { reference.dtype };
+            let dtype =
+                dtype.filter(|_| has_arithmetic).unwrap_or_else(|| models[0].nominal_dtype(reference));
+            let sources = sources(models, &tensor.sources);
             let program = recipe.modifiers.treatment(tensor.name) as usize;
             let read = programs[program].family().models();
             let action = match &programs[program] {
                 _ if !has_arithmetic => Action::Compare,
-                Program::Scaled(one) if one.factor == 1.0 && tensor.sources[one.model].dtype == dtype => {
+                Program::Scaled(one)
+                    if one.factor == 1.0
+                        && sources[one.model].dtype == dtype
+                        && !sources[one.model].is_changed() =>
+                {
                     Action::Copy
                 }
                 _ => Action::Compute,
@@ -279,16 +302,13 @@ impl MergePlan {
                 // Small deltas that are scaled need more than f32, beside a base.
                 wide: program == Treatment::Merge as usize && recipe.modifiers.match_norm.is_some()
                     || read.iter().filter_map(|m| tensor.sources.get(*m)).any(|s| s.dtype == DType::F64),
-                sources: tensor
-                    .sources
-                    .iter()
-                    .map(|t| Source { shard: t.shard, begin: t.begin, end: t.end, dtype: t.dtype })
-                    .collect(),
+                sources,
                 shard: 0,
                 offset: 0,
             });
         }
         let mut notes = settings.notes.clone();
+        notes.extend(models.iter().filter_map(Checkpoint::parts).flat_map(|p| p.notes.iter().cloned()));
         notes.extend(aligned.notes);
         if let Some(statistic) = programs[0].family().statistic() {
             programs.extend(programs[0].family().without_statistics());
@@ -315,7 +335,10 @@ impl MergePlan {
 
         let marks = Self::lay_out_marks(&recipe, &settings, &programs, &tensors)?;
         notes.extend(marks.iter().map(marks::MarksFile::note));
-        let mut warnings: Vec<String> = models.iter().flat_map(|m| m.warnings().iter().cloned()).collect();
+        // Adapters bring the warnings of their base along.
+        let mut seen = std::collections::HashSet::new();
+        let mut warnings: Vec<String> =
+            models.iter().flat_map(Checkpoint::warnings).filter(|w| seen.insert(*w)).cloned().collect();
         warnings.extend(idle);
         if dtype.is_none() {
             warnings.extend(lossy_dtypes(&tensors, &programs));
@@ -399,10 +422,20 @@ impl MergePlan {
         }
     }
 
-    /// Source bytes of a tensor.
+    /// Source bytes of a tensor, those counted once that several models share; without the numbers of adapters.
     #[must_use]
     pub fn source_bytes(&self, tensor: &PlannedTensor) -> u64 {
-        self.read_models(tensor).iter().map(|m| tensor.sources[*m].end - tensor.sources[*m].begin).sum()
+        let read = self.read_models(tensor);
+        let mut origins: Vec<usize> = read.iter().map(|m| tensor.sources[*m].origin).collect();
+        origins.sort_unstable();
+        origins.dedup();
+        origins.iter().map(|m| tensor.sources[*m].end - tensor.sources[*m].begin).sum()
+    }
+
+    /// Bytes of the factors that adapters change a tensor by.
+    fn change_bytes(&self, tensor: &PlannedTensor) -> u64 {
+        let read = self.read_models(tensor);
+        read.iter().filter_map(|m| tensor.sources[*m].change.as_ref()).map(Change::bytes).sum()
     }
 
     /// How often the inputs are read from their files, at most.
@@ -429,7 +462,8 @@ impl MergePlan {
     #[must_use]
     pub fn bytes_to_read(&self) -> u64 {
         let checked: u64 = self.statistics_to_check().iter().map(|s| s.source.end - s.source.begin).sum();
-        checked + self.tensors.iter().map(|t| self.source_bytes(t) * u64::from(self.reads_of(t))).sum::<u64>()
+        let of = |t: &PlannedTensor| self.source_bytes(t) + self.change_bytes(t);
+        checked + self.tensors.iter().map(|t| of(t) * u64::from(self.reads_of(t))).sum::<u64>()
     }
 
     /// The statistics that are used, sorted by the names of their tensors. They are read and checked before anything is
@@ -475,7 +509,9 @@ impl MergePlan {
         let longest = self.tensors.iter().map(|t| self.group(t)).max().unwrap_or(1);
         let chunk = self.tensors.iter().map(|t| self.chunk(t)).max().unwrap_or(1);
         let chunks = (3 * models + 4) * 2 * 8 * CHUNK_ELEMENTS.max(chunk);
-        let a_worker = TILE_ELEMENTS * widest + models * (TILE_ELEMENTS + 2 * longest) * widest_in + chunks;
+        let changes: u64 = (0..self.models.len()).map(|m| self.change_memory(m)).sum();
+        let a_worker =
+            TILE_ELEMENTS * widest + models * (TILE_ELEMENTS + 2 * longest) * widest_in + chunks + changes;
         let scanning = if self.tensors.iter().any(|t| self.passes(t).scans > 0) {
             KEPT_BYTES + SELECTION_BYTES
         } else {
@@ -496,6 +532,43 @@ impl MergePlan {
             .unwrap_or(0);
         self.threads as u64 * a_worker + scanning + matrices + digests + tables
     }
+
+    /// Most memory that a worker needs for the changes of one model: the right factor, the rows of the left one that a
+    /// tile needs, each as read and decoded, and a band of rows of their product.
+    fn change_memory(&self, model: usize) -> u64 {
+        let of = |change: &Change| {
+            let rows = (TILE_ELEMENTS / change.columns.max(1) + 16).min(change.rows + 16);
+            let factors = change.rank * (change.columns + 16 + rows) * (2 * 4 + 8);
+            factors + 4 * (CHANGE_BAND.max(16 * change.columns) + 2 * CHUNK_ELEMENTS) + 16 * CHUNK_ELEMENTS
+        };
+        let changes = self.tensors.iter().filter_map(|t| t.sources[model].change.as_ref());
+        changes.map(of).max().unwrap_or(0)
+    }
+}
+
+/// Elements of a product of factors that are made at once, unless its rows are longer.
+pub const CHANGE_BAND: u64 = 1 << 14;
+
+/// The tensor in each model, and whose bytes it is made of.
+fn sources(models: &[Checkpoint], tensors: &[&Tensor]) -> Vec<Source> {
+    let mut sources: Vec<Source> = Vec::with_capacity(tensors.len());
+    for (model, tensor) in tensors.iter().enumerate() {
+        let file = |m: usize, t: &Tensor| models[m].shards()[t.shard].identity;
+        let change = models[model].change(tensor).cloned();
+        // The lengths of rows need whole rows, which are read apart from the others' tiles.
+        let apart = change.as_ref().is_some_and(|c| c.magnitude.is_some());
+        let same = |m: &usize| {
+            let other = tensors[*m];
+            sources[*m].origin == *m
+                && (other.begin, other.end, other.dtype) == (tensor.begin, tensor.end, tensor.dtype)
+                && file(*m, other) == file(model, tensor)
+                && sources[*m].change.as_ref().is_none_or(|c| c.magnitude.is_none())
+        };
+        let origin = if apart { model } else { (0..model).find(same).unwrap_or(model) };
+        let (shard, begin, end, dtype) = (tensor.shard, tensor.begin, tensor.end, tensor.dtype);
+        sources.push(Source { shard, begin, end, dtype, origin, change });
+    }
+    sources
 }
 
 /// Upper bound of the chunk that kernels work on; the plan counts it but does not know kernels.
@@ -505,6 +578,7 @@ fn planned_model(model: &Checkpoint) -> PlannedModel {
     PlannedModel {
         path: model.path().to_path_buf(),
         kind: model.kind(),
+        parts: model.parts().cloned(),
         tensors: model.tensors().len(),
         bytes: model.tensors().iter().map(crate::shard::Tensor::bytes).sum(),
         shards: model

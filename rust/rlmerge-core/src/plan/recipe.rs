@@ -60,11 +60,14 @@ pub enum Durability {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelEntry {
-    /// Its file or folder.
+    /// Its file or folder; an adapter's folder when the recipe has a base.
     pub path: PathBuf,
     /// What its task is called where masks are written; the last part of the path when absent.
     #[serde(default)]
     pub name: Option<String>,
+    /// The folder of an adapter that changes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<PathBuf>,
     /// Parameters for this model alone.
     #[serde(default)]
     pub parameters: BTreeMap<String, Value>,
@@ -81,6 +84,9 @@ pub struct Recipe {
     /// The base.
     #[serde(default)]
     pub base: Option<PathBuf>,
+    /// The folder of an adapter that changes the base.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_adapter: Option<PathBuf>,
     /// Parameters for all models: one value, or a list with one for each expert.
     #[serde(default)]
     pub parameters: BTreeMap<String, Value>,

@@ -82,14 +82,14 @@ pub fn place(
 
     for tensor in tensors.iter_mut() {
         for file in files {
+            let origin = tensor.sources.len();
             let source =
                 file.get(&tensor.name).filter(|_| tensor.action == Action::Compute && tensor.program == 0);
             tensor.wide |= !statistic.gram && source.is_some_and(|s| s.dtype == DType::F64);
-            tensor
-                .sources
-                .push(source.map_or(Source { shard: 0, begin: 0, end: 0, dtype: tensor.dtype }, |t| {
-                    Source { shard: t.shard, begin: t.begin, end: t.end, dtype: t.dtype }
-                }));
+            tensor.sources.push(source.map_or(Source::empty(tensor.dtype, origin), |t| {
+                let (shard, begin, end, dtype) = (t.shard, t.begin, t.end, t.dtype);
+                Source { shard, begin, end, dtype, origin, change: None }
+            }));
         }
     }
     Ok(notes(statistic, &missing))

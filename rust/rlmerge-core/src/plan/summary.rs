@@ -3,7 +3,6 @@
 use serde_json::{Map, Value, json};
 
 use super::{Action, MergePlan, PlannedModel, PlannedShard};
-use crate::shard::Kind;
 
 /// The files of a model.
 fn shards(model: &PlannedModel) -> Value {
@@ -51,7 +50,8 @@ impl MergePlan {
             json!({
                 "path": model.path,
                 "role": if Some(at) == self.base { "base" } else { "expert" },
-                "kind": match model.kind { Kind::File => "file", Kind::Folder => "folder" },
+                "kind": model.kind.name(),
+                "adapter": model.parts.as_ref().map(|p| json!({"path": p.adapter, "base": p.base})),
                 "tensors": model.tensors,
                 "bytes": model.bytes,
                 "parameters": parameters.map_or_else(|| Value::Object(Map::new()), |p| json!(p)),

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
+use super::composed::{Change, Parts};
 use super::config::ConfigFacts;
 use super::folder::{Weights, is_there, weights};
 use super::header::HeaderTensor;
@@ -18,15 +19,18 @@ pub enum Kind {
     File,
     /// A folder.
     Folder,
+    /// An adapter's folder, with the base that it belongs to.
+    Adapter,
 }
 
 impl Kind {
-    /// `file` or `folder`.
+    /// `file`, `folder` or `adapter`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::File => "file",
             Self::Folder => "folder",
+            Self::Adapter => "adapter",
         }
     }
 }
@@ -73,6 +77,24 @@ pub struct Checkpoint {
     by_name: Vec<usize>,
     config: Option<ConfigFacts>,
     warnings: Vec<String>,
+    /// What an adapter adds to tensors, by name.
+    changes: HashMap<String, Change>,
+    /// The dtype of the base's tensors in whose place an adapter stores others, by name.
+    dtypes: HashMap<String, DType>,
+    parts: Option<Parts>,
+}
+
+/// The base and the adapter of a composed checkpoint, taken apart and put together anew.
+pub(super) struct Composition {
+    pub(super) path: PathBuf,
+    pub(super) parts: Parts,
+    pub(super) base: Checkpoint,
+    pub(super) file: Checkpoint,
+    /// Instead of the base's, by name.
+    pub(super) replaced: HashMap<String, Tensor>,
+    /// Besides the base's.
+    pub(super) added: Vec<Tensor>,
+    pub(super) changes: HashMap<String, Change>,
 }
 
 impl Checkpoint {
@@ -103,10 +125,68 @@ impl Checkpoint {
             table.warnings.push("the folder also holds an adapter, which is not read".into());
         }
         let Table { shards, tensors, warnings } = table;
-        let mut by_name: Vec<usize> = (0..tensors.len()).collect();
-        by_name.sort_unstable_by(|a, b| tensors[*a].name.cmp(&tensors[*b].name));
         let kind = if folder { Kind::Folder } else { Kind::File };
-        Ok(Self { path: path.to_path_buf(), kind, shards, tensors, by_name, config, warnings })
+        Ok(Self {
+            path: path.to_path_buf(),
+            kind,
+            shards,
+            by_name: sorted(&tensors),
+            tensors,
+            config,
+            warnings,
+            changes: HashMap::new(),
+            dtypes: HashMap::new(),
+            parts: None,
+        })
+    }
+
+    /// A base and an adapter as one model. Shards of the adapter follow those of the base.
+    pub(super) fn composed(composition: Composition) -> Self {
+        let Composition { path, parts, base, file, mut replaced, added, changes } = composition;
+        let mut dtypes = HashMap::new();
+        let mut tensors = base.tensors;
+        for tensor in &mut tensors {
+            if let Some(other) = replaced.remove(&tensor.name) {
+                dtypes.insert(tensor.name.clone(), tensor.dtype);
+                *tensor = other;
+            }
+        }
+        tensors.extend(added);
+        let mut shards = base.shards;
+        shards.extend(file.shards);
+        let mut warnings = base.warnings;
+        warnings.extend(file.warnings);
+        Self {
+            path,
+            kind: Kind::Adapter,
+            shards,
+            by_name: sorted(&tensors),
+            tensors,
+            config: base.config,
+            warnings,
+            changes,
+            dtypes,
+            parts: Some(parts),
+        }
+    }
+
+    /// What an adapter adds to one of its tensors.
+    #[must_use]
+    pub fn change(&self, tensor: &Tensor) -> Option<&Change> {
+        self.changes.get(&tensor.name)
+    }
+
+    /// The dtype in which the tensor is written out when nobody asks for another: its own, or the base's where an
+    /// adapter stores a whole tensor.
+    #[must_use]
+    pub fn nominal_dtype(&self, tensor: &Tensor) -> DType {
+        self.dtypes.get(&tensor.name).copied().unwrap_or(tensor.dtype)
+    }
+
+    /// What it is composed of, if it is.
+    #[must_use]
+    pub const fn parts(&self) -> Option<&Parts> {
+        self.parts.as_ref()
     }
 
     /// The path by which it was opened.
@@ -172,6 +252,13 @@ impl Checkpoint {
     pub fn verify_unchanged(&self) -> Result<()> {
         self.shards.iter().try_for_each(Shard::verify_unchanged)
     }
+}
+
+/// Positions of the tensors, sorted by name.
+fn sorted(tensors: &[Tensor]) -> Vec<usize> {
+    let mut by_name: Vec<usize> = (0..tensors.len()).collect();
+    by_name.sort_unstable_by(|a, b| tensors[*a].name.cmp(&tensors[*b].name));
+    by_name
 }
 
 /// A checkpoint in the making.

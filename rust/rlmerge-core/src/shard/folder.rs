@@ -47,8 +47,7 @@ pub(super) fn is_there(path: &Path) -> bool {
 /// The one safetensors file of a folder that has neither of the usual names, or what it has instead.
 fn sole_file(folder: &Path) -> Result<PathBuf> {
     if is_there(&folder.join("adapter_config.json")) {
-        let message = "an adapter (`adapter_config.json`); adapters are not supported yet: merge it into its base first";
-        return Err(refuse(folder, message));
+        return Err(Error::AdapterWithoutBase { path: folder.to_path_buf() });
     }
     let names = listing(folder)?;
     let with = |endings: &[&str]| -> Vec<&PathBuf> {

@@ -4,19 +4,40 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::checkpoint::Checkpoint;
+use super::adapter::{Adapter, is_adapter};
+use super::checkpoint::{Checkpoint, Kind};
 use super::quantised::quantised;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 
-/// Describes a model by its headers, index and `config.json`; a quantised one too, with a warning.
+/// Describes a model by its headers, index and `config.json`, or an adapter by its header and `adapter_config.json`;
+/// quantised models and adapters that cannot be merged too, with a warning.
 ///
 /// # Errors
-/// Those of [`Checkpoint::open`].
+/// Those of [`Checkpoint::open`] and [`Adapter::open`].
 pub fn inspect(path: &Path) -> Result<Value> {
-    let checkpoint = Checkpoint::open(path)?;
+    if !is_adapter(path) {
+        let checkpoint = Checkpoint::open(path)?;
+        return Ok(describe(path, &checkpoint, checkpoint.kind(), None, Vec::new()));
+    }
+    let adapter = Adapter::open_any(path)?;
+    let reasons = adapter.config().refusals();
+    let refusal =
+        (!reasons.is_empty()).then(|| format!("an adapter that cannot be merged: {}", reasons.join("; ")));
+    let words = adapter.config().json();
+    Ok(describe(path, adapter.file(), Kind::Adapter, Some(words), refusal.into_iter().collect()))
+}
+
+fn describe(
+    path: &Path,
+    checkpoint: &Checkpoint,
+    kind: Kind,
+    adapter: Option<Value>,
+    more: Vec<String>,
+) -> Value {
     let mut warnings = checkpoint.warnings().to_vec();
-    if let Some(Error::Quantised { evidence, .. }) = quantised(&checkpoint) {
+    warnings.extend(more);
+    if let Some(Error::Quantised { evidence, .. }) = quantised(checkpoint) {
         warnings.push(format!("a quantised checkpoint ({evidence}): it cannot be merged"));
     }
     let shards = checkpoint.shards();
@@ -52,10 +73,10 @@ pub fn inspect(path: &Path) -> Result<Value> {
     let config = checkpoint
         .config()
         .map(|c| json!({"architecture": c.architecture, "tie_word_embeddings": c.tie_word_embeddings}));
-    Ok(json!({
+    json!({
         "schema": "rlmerge.inspect/1",
         "path": path.to_string_lossy(),
-        "kind": checkpoint.kind().name(),
+        "kind": kind.name(),
         "tensors": tensor_rows,
         "shards": shard_rows,
         "parameters": total.parameters,
@@ -63,8 +84,9 @@ pub fn inspect(path: &Path) -> Result<Value> {
         "dtypes": dtypes,
         "metadata": checkpoint.metadata(),
         "config": config,
+        "adapter": adapter,
         "warnings": warnings,
-    }))
+    })
 }
 
 /// Counts over tensors; shards of sparse files can describe more than 64 bits count, which saturate.
