@@ -6,7 +6,7 @@ a `Merged`: the result *before* the one rounding to the output dtype, and how la
 between two correct f64 evaluations of the same formula can be.
 """
 
-from tests.reference import dare, linear, passthrough, slerp, task_arithmetic, ties
+from tests.reference import breadcrumbs, cabs, dare, della, linear, passthrough, slerp, task_arithmetic, ties, trims
 from tests.reference.conventions import Merged
 
 METHODS = {
@@ -15,6 +15,13 @@ METHODS = {
     "ties": ties.merge,
     "dare_linear": dare.merge_linear,
     "dare_ties": dare.merge_ties,
+    "della_linear": della.merge_linear,
+    "della": della.merge_ties,
+    "breadcrumbs": breadcrumbs.merge_linear,
+    "breadcrumbs_ties": breadcrumbs.merge_ties,
+    "cabs": cabs.merge,
+    "dots_trim": trims.merge_dots,
+    "localize_and_stitch": trims.merge_stitch,
     "slerp": slerp.merge,
     "passthrough": passthrough.merge,
 }

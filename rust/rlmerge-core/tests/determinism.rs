@@ -17,6 +17,11 @@ fn cases() -> Vec<(&'static Method, Value)> {
         ("ties", json!({"scope": "model"})),
         ("ties", json!({"scope": "model", "zero_sign": "majority", "rescale": "l2"})),
         ("ties", json!({"ties": "all", "rescale": "l1", "density": [0.1, 0.9]})),
+        ("della", json!({"rescale": "l2", "zero_sign": "majority", "epsilon": [0.0, 0.3]})),
+        ("breadcrumbs", json!({"scope": "model", "gamma": [0.3, 0.0], "rescale": "l1"})),
+        ("breadcrumbs_ties", json!({"gamma": 0.4, "density": 0.3, "zero_sign": "majority"})),
+        ("cabs", json!({"n": 5, "m": 7, "rescale": "l2"})),
+        ("localize_and_stitch", json!({"scope": "tensor", "ties": "all", "rescale": "l1"})),
         ("dare_ties", json!({"zero_sign": "majority", "rescale": "l1"})),
     ] {
         cases.push((Method::find(name).expect("a row of the table"), parameters));

@@ -177,31 +177,27 @@ fn sums_have_the_same_bits_at_every_level() {
 }
 
 #[test]
-fn cuts_keep_and_count_what_they_should() {
-    for level in Level::available() {
-        for len in LENGTHS {
-            let values = numbers(13, len);
-            for threshold in [0.0f64, 0.5, f64::INFINITY].map(f64::to_bits) {
-                for strict in [false, true] {
-                    let mut kept = values.clone();
-                    combine::keep_large(level, &mut kept, threshold, strict);
-                    let expected =
-                        values.iter().map(|v| if naive::is_large(*v, threshold, strict) { *v } else { 0.0 });
-                    assert_same(&kept, expected, "cut", level);
+fn bounds_keep_and_drop_their_first_ties() {
+    let level = Level::choose();
+    for len in LENGTHS {
+        let raw: Vec<u8> = numbers(13, len).iter().flat_map(|v| naive::encode(DType::F64, *v)).collect();
+        let (x, values) = load(level, DType::F64, &raw, len, true);
+        let (base, _) = load(level, DType::F64, &vec![0; raw.len()], len, true);
+        for (low, high) in [(0.0f64, f64::NAN), (0.5, 2.0), (0.5, 0.5), (0.5, f64::INFINITY)] {
+            let (low, high) = (low.to_bits(), high.to_bits());
+            for (keep, drop) in [(0, 0), (1, 0), (3, 1), (u64::MAX, 2), (2, u64::MAX)] {
+                let (mut kept, mut to_keep, mut to_drop) = (values.clone(), keep, drop);
+                x.keep_between(&base, (low, &mut to_keep), (high, &mut to_drop), &mut kept);
+                let (mut lows, mut highs) = (0, 0);
+                for (k, v) in kept.iter().zip(&values) {
+                    let magnitude = v.abs().to_bits();
+                    lows += u64::from(magnitude == low);
+                    highs += u64::from(magnitude == high);
+                    let stays = magnitude > low || (magnitude == low && lows <= keep);
+                    let goes = magnitude > high || (magnitude == high && highs <= drop);
+                    assert!(same(*k, if stays && !goes { *v } else { 0.0 }));
                 }
-                let at = values.iter().filter(|v| v.abs().to_bits() == threshold).count() as u64;
-                for budget in [0, 1, at / 2, at, at + 5] {
-                    let (mut kept, mut left) = (values.clone(), budget);
-                    combine::keep_large_and_first_ties(&mut kept, threshold, &mut left);
-                    assert_eq!(left, budget - budget.min(at));
-                    let mut seen = 0;
-                    for (k, v) in kept.iter().zip(&values) {
-                        let tie = v.abs().to_bits() == threshold;
-                        seen += u64::from(tie);
-                        let keep = naive::is_large(*v, threshold, true) || (tie && seen <= budget);
-                        assert!(same(*k, if keep { *v } else { 0.0 }));
-                    }
-                }
+                assert_eq!((to_keep, to_drop), (keep - keep.min(lows), drop - drop.min(highs)));
             }
         }
     }
@@ -232,6 +228,23 @@ fn cut_deltas_are_the_deltas_cut() {
                             "cut",
                             level,
                         );
+                        let end = 1.5f64.to_bits();
+                        for closed in [false, true] {
+                            let (mut band, mut sums) = (vec![7.0; len], Lanes::default());
+                            x.band_delta(
+                                level,
+                                &base,
+                                (threshold, strict),
+                                (end, closed),
+                                0.3,
+                                &mut band,
+                                &mut sums,
+                            );
+                            let inside = |d: f64| keep(d) && !naive::is_large(d, end, closed);
+                            let expected = deltas.iter().map(|d| if inside(*d) { 0.3 * d } else { 0.0 });
+                            assert_same(&band, expected, "band", level);
+                            assert_eq!(sums, squares);
+                        }
                         let terms: Vec<f64> = deltas.iter().map(|d| d * d).collect();
                         assert!(same(lanes::total(&squares), naive::striped_sum(&terms)));
                     }

@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use crate::error::Result;
 use crate::kernel::Level;
+use crate::kernel::blocks::Blocks;
 use crate::kernel::lanes::{self, Lanes};
+use crate::kernel::ranks::Ranks;
 use crate::kernel::select::Tally;
 use crate::kernel::values::Values;
 use crate::plan::PlannedTensor;
@@ -57,13 +59,24 @@ pub struct Scratch {
     pub total: Vec<f64>,
     /// The result.
     pub out: Vec<f64>,
+    /// For ranking within rows.
+    pub ranks: Ranks,
+    /// For masks in blocks.
+    pub blocks: Blocks,
 }
 
 impl Scratch {
     /// Buffers for programs that read `models` models in chunks of at most `stride` elements.
     pub fn new(models: usize, stride: usize) -> Self {
         let buffer = || vec![0.0; stride];
-        Self { stride, deltas: vec![0.0; models * stride], total: buffer(), out: buffer() }
+        Self {
+            stride,
+            deltas: vec![0.0; models * stride],
+            total: buffer(),
+            out: buffer(),
+            ranks: Ranks::default(),
+            blocks: Blocks::default(),
+        }
     }
 }
 
@@ -143,6 +156,24 @@ pub enum Ties {
     None,
     /// The first so many.
     First(u64),
+}
+
+impl Ties {
+    /// How many there may still be.
+    pub const fn limit(self) -> u64 {
+        match self {
+            Self::All => u64::MAX,
+            Self::None => 0,
+            Self::First(n) => n,
+        }
+    }
+
+    /// Notes how many there may still be.
+    pub const fn set_limit(&mut self, left: u64) {
+        if let Self::First(n) = self {
+            *n = left;
+        }
+    }
 }
 
 /// A method at work on one tensor, or on the whole model.

@@ -5,6 +5,7 @@ mod digest;
 mod job;
 mod jobs;
 mod linear;
+mod mask;
 mod norms;
 mod observer;
 mod pass;

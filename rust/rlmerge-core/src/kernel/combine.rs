@@ -11,7 +11,7 @@ fn changed(base: f64, step: f64) -> f64 {
 }
 
 macro_rules! per_width {
-    ($delta:ident, $cut:ident, $pick:ident, $count:ident, $weigh:ident, $add_weighed:ident, $add_changes:ident, $add_change:ident, $ty:ty, $bits:ty) => {
+    ($delta:ident, $cut:ident, $band:ident, $pick:ident, $count:ident, $weigh:ident, $add_weighed:ident, $add_changes:ident, $add_change:ident, $ty:ty, $bits:ty) => {
         kernel! {
             /// `out = factor · (expert − base)` where that delta's magnitude is at least (above, when `strict`) the
             /// threshold, else zero; the squares of all deltas join the lanes. Magnitudes are compared as bits, so
@@ -37,6 +37,33 @@ macro_rules! per_width {
                     let wide = f64::from(delta);
                     sums[i] += wide * wide;
                     *o = if delta.to_bits() & BITS >= least { factor * wide } else { 0.0 };
+                }
+                *lanes = sums;
+            }
+        }
+        kernel! {
+            /// `out = factor · (expert − base)` where that delta's magnitude, as bits, is at least `least` and below `end`,
+            /// else zero; the squares of all deltas join the lanes.
+            pub fn $band(
+                expert: &[$ty], base: &[$ty], least: $bits, end: $bits, factor: f64, out: &mut [f64], lanes: &mut Lanes,
+            ) {
+                const BITS: $bits = <$bits>::MAX >> 1;
+                let mut sums = *lanes;
+                let ((xs, x_tail), (bs, b_tail)) = (expert.as_chunks::<LANES>(), base.as_chunks::<LANES>());
+                let (os, o_tail) = out.as_chunks_mut::<LANES>();
+                for ((x, b), o) in xs.iter().zip(bs).zip(os) {
+                    for i in 0..LANES {
+                        let delta = x[i] - b[i];
+                        let (wide, bits) = (f64::from(delta), delta.to_bits() & BITS);
+                        sums[i] += wide * wide;
+                        o[i] = if (bits >= least) & (bits < end) { factor * wide } else { 0.0 };
+                    }
+                }
+                for (i, ((x, b), o)) in x_tail.iter().zip(b_tail).zip(o_tail).enumerate() {
+                    let delta = x - b;
+                    let (wide, bits) = (f64::from(delta), delta.to_bits() & BITS);
+                    sums[i] += wide * wide;
+                    *o = if (bits >= least) & (bits < end) { factor * wide } else { 0.0 };
                 }
                 *lanes = sums;
             }
@@ -166,6 +193,7 @@ macro_rules! per_width {
 per_width!(
     delta_narrow,
     cut_narrow,
+    band_narrow,
     pick_narrow,
     count_narrow,
     weigh_narrow,
@@ -178,6 +206,7 @@ per_width!(
 per_width!(
     delta_wide,
     cut_wide,
+    band_wide,
     pick_wide,
     count_wide,
     weigh_wide,
@@ -241,33 +270,8 @@ kernel! {
     }
 }
 
-kernel! {
-    /// Drops every value whose magnitude is below the threshold (or at it, when `strict`): magnitudes
-    /// are compared as the bits of `|v|`, so NaN counts as largest.
-    pub fn keep_large(values: &mut [f64], threshold: u64, strict: bool) {
-        let least = threshold + u64::from(strict);
-        for v in values {
-            let magnitude = v.to_bits() & MAGNITUDE;
-            *v = if magnitude >= least { *v } else { 0.0 };
-        }
-    }
-}
-
 /// All bits of an f64 but the sign.
 pub const MAGNITUDE: u64 = u64::MAX >> 1;
-
-/// Keeps values above the threshold and the first `*ties` of those at it, counting `*ties` down.
-pub fn keep_large_and_first_ties(values: &mut [f64], threshold: u64, ties: &mut u64) {
-    for v in values {
-        let magnitude = v.to_bits() & MAGNITUDE;
-        let kept_tie = magnitude == threshold && *ties > 0;
-        if kept_tie {
-            *ties -= 1;
-        } else if magnitude <= threshold {
-            *v = 0.0;
-        }
-    }
-}
 
 /// The disjoint merge of `N` experts. `N` is known to the compiler, which then makes one vector loop of all.
 #[inline(always)]
@@ -363,6 +367,25 @@ fn disjoint_of_many(
         }
         let (mix, divisor) = super::naive::disjoint(&column, shares, zero_is_plus);
         *o = if normalize && divisor != 0.0 { mix / divisor } else { mix };
+    }
+}
+
+kernel! {
+    /// Adds `values` to `out` and the share of their expert to `divisor` where they are not zero.
+    pub fn add_covering(values: &[f64], share: f64, out: &mut [f64], divisor: &mut [f64]) {
+        for ((v, o), d) in values.iter().zip(out).zip(divisor) {
+            *o += *v;
+            *d += if *v == 0.0 { 0.0 } else { share };
+        }
+    }
+}
+
+kernel! {
+    /// `values /= divisor` where that is not zero.
+    pub fn divide_covered(values: &mut [f64], divisor: &[f64]) {
+        for (v, d) in values.iter_mut().zip(divisor) {
+            *v = if *d == 0.0 { *v } else { *v / *d };
+        }
     }
 }
 

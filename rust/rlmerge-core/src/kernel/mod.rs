@@ -5,12 +5,14 @@
 //! loop an operation, each compiled for every SIMD [`Level`]. [`naive`] holds the same operations
 //! one element at a time, as the oracle of the tests.
 
+pub mod blocks;
 pub mod combine;
 pub mod convert;
 pub mod lanes;
 pub mod level;
 pub mod naive;
 pub mod philox;
+pub mod ranks;
 pub mod rng;
 pub mod select;
 pub mod slerp;

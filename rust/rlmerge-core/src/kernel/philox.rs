@@ -72,6 +72,23 @@ by_level! {
     pub fn compare(first: u64, origin: Origin, bound: u16, groups: &mut [Compared]) = one_by_one, x86::avx2, x86::avx512;
 }
 
+by_level! {
+    /// Consecutive groups of pieces. `first` is the number of a block, a multiple of eight.
+    pub fn pieces(first: u64, origin: Origin, groups: &mut [[u16; PIECES]]) = pieces_one_by_one, x86::avx2_pieces, x86::avx512_pieces;
+}
+
+fn pieces_one_by_one(first: u64, origin: Origin, groups: &mut [[u16; PIECES]]) {
+    for (group, first) in groups.iter_mut().zip((first..).step_by(BLOCKS as usize)) {
+        for block in 0..BLOCKS {
+            for (at, word) in origin.block(first + block).into_iter().enumerate() {
+                let place = 4 * block as usize + at / 2 * 32 + at % 2 * 2;
+                group[place] = word as u16;
+                group[place + 1] = (word >> 16) as u16;
+            }
+        }
+    }
+}
+
 fn one_by_one(first: u64, origin: Origin, bound: u16, groups: &mut [Compared]) {
     for (group, first) in groups.iter_mut().zip((first..).step_by(BLOCKS as usize)) {
         *group = Compared::default();
@@ -92,7 +109,7 @@ fn one_by_one(first: u64, origin: Origin, bound: u16, groups: &mut [Compared]) {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{BLOCKS, Compared, MULTIPLIERS, Origin, ROUNDS, WEYL};
+    use super::{BLOCKS, Compared, MULTIPLIERS, Origin, PIECES, ROUNDS, WEYL};
 
     fn lanes(word: u32) -> i64 {
         i64::from(word)
@@ -112,6 +129,47 @@ mod x86 {
                 out.equal |= u64::from(avx2_bits(equal(a), equal(b))) << (32 * half);
             }
             *group = out;
+        }
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub fn avx2_pieces(first: u64, origin: Origin, groups: &mut [[u16; PIECES]]) {
+        for (group, first) in groups.iter_mut().zip((first..).step_by(BLOCKS as usize)) {
+            let (low, high) = (avx2_blocks(first, origin), avx2_blocks(first + 4, origin));
+            let (quarters, _) = group.as_chunks_mut::<16>();
+            for (quarter, of) in quarters.iter_mut().zip([low[0], high[0], low[1], high[1]]) {
+                *quarter = unpacked(of);
+            }
+        }
+    }
+
+    /// The pieces in a register. Storing them would need a raw pointer; taking them out costs little beside the rounds.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn unpacked(of: __m256i) -> [u16; 16] {
+        let words = [
+            _mm256_extract_epi64::<0>(of),
+            _mm256_extract_epi64::<1>(of),
+            _mm256_extract_epi64::<2>(of),
+            _mm256_extract_epi64::<3>(of),
+        ];
+        std::array::from_fn(|i| (words[i / 4] >> (16 * (i % 4))) as u16)
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
+    pub fn avx512_pieces(first: u64, origin: Origin, groups: &mut [[u16; PIECES]]) {
+        for (group, first) in groups.iter_mut().zip((first..).step_by(BLOCKS as usize)) {
+            let [low, high] = avx512_blocks(first, origin);
+            let (quarters, _) = group.as_chunks_mut::<16>();
+            let of = [
+                _mm512_extracti64x4_epi64::<0>(low),
+                _mm512_extracti64x4_epi64::<1>(low),
+                _mm512_extracti64x4_epi64::<0>(high),
+                _mm512_extracti64x4_epi64::<1>(high),
+            ];
+            for (quarter, of) in quarters.iter_mut().zip(of) {
+                *quarter = unpacked(of);
+            }
         }
     }
 
@@ -210,6 +268,19 @@ mod tests {
         ];
         for (counter, key, expected) in cases {
             assert_eq!(philox4x32(counter, key), expected);
+        }
+    }
+
+    #[test]
+    fn groups_are_made_of_single_pieces_at_every_level() {
+        let origin = Origin { key: [1, u32::MAX], high: [7, 0x8000_0001] };
+        for level in Level::available() {
+            for first in [0, 8, 0xffff_fff8, 0xffff_ffff_ff00] {
+                let mut groups = [[0; PIECES]; 3];
+                pieces(level, first, origin, &mut groups);
+                let expected: Vec<u16> = (8 * first..8 * first + 192).map(|at| origin.piece(at)).collect();
+                assert_eq!(groups.as_flattened(), expected, "{level:?} {first}");
+            }
         }
     }
 

@@ -73,6 +73,22 @@ pub fn kept(level: Level, stream: Stream, first: u64, len: usize, threshold: u64
     kept
 }
 
+/// The upper halves of the random numbers of the `len` elements from `first` on into `out`, and how many it holds
+/// before them: numbers are made for 64 elements at once.
+pub fn upper_halves(level: Level, stream: Stream, first: u64, len: usize, out: &mut Vec<u16>) -> usize {
+    let skipped = (first % PIECES as u64) as usize;
+    out.resize((skipped + len).next_multiple_of(PIECES), 0);
+    let (groups, _) = out.as_chunks_mut::<PIECES>();
+    philox::pieces(level, (first - skipped as u64) / 8, stream.upper, groups);
+    skipped
+}
+
+/// The lower half of the random number of one element.
+#[must_use]
+pub fn lower_half(stream: Stream, at: u64) -> u16 {
+    stream.lower.piece(at)
+}
+
 /// Drops every value whose random number is not below `threshold`. `first` is the tensor's element
 /// index of `values[0]`, a multiple of 64.
 pub fn keep_random(level: Level, values: &mut [f64], stream: Stream, first: u64, threshold: u64) {

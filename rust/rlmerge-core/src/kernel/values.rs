@@ -98,6 +98,64 @@ impl Values {
         }
     }
 
+    /// `out = factor · (self − base)` where the delta's magnitude lies between two, else zero; adds the squares of all
+    /// deltas to the lanes. Each bound is the bits of a magnitude; the lower one itself is out when `strict`, the upper
+    /// one in when `closed`.
+    #[allow(clippy::too_many_arguments, reason = "one pass over the chunk does it all")]
+    pub fn band_delta(
+        &self,
+        level: Level,
+        base: &Self,
+        (low, strict): (u64, bool),
+        (high, closed): (u64, bool),
+        factor: f64,
+        out: &mut [f64],
+        squares: &mut lanes::Lanes,
+    ) {
+        match (self.numbers(), base.numbers()) {
+            (Numbers::Narrow(x), Numbers::Narrow(b)) => {
+                let ((least, exact), (end, reached)) = (narrow_threshold(low), narrow_threshold(high));
+                let (least, end) = (least + u32::from(strict && exact), end + u32::from(closed && reached));
+                combine::band_narrow(level, x, b, least, end, factor, out, squares);
+            }
+            (Numbers::Wide(x), Numbers::Wide(b)) => {
+                let (least, end) = (low + u64::from(strict), high + u64::from(closed));
+                combine::band_wide(level, x, b, least, end, factor, out, squares);
+            }
+            _ => unreachable!("the models of a tensor share one width"),
+        }
+    }
+
+    /// Drops from `out`, which holds multiples of `self − base`, what lies outside of two magnitudes. Of the deltas at the
+    /// lower one the first so many are kept, of those at the upper one the first so many are dropped; both numbers are
+    /// counted down.
+    pub fn keep_between(
+        &self,
+        base: &Self,
+        (low, to_keep): (u64, &mut u64),
+        (high, to_drop): (u64, &mut u64),
+        out: &mut [f64],
+    ) {
+        let mut keep = |delta: f64| {
+            let magnitude = delta.to_bits() & combine::MAGNITUDE;
+            let next = |threshold: u64, left: &mut u64| {
+                let counted = magnitude == threshold && *left > 0;
+                *left -= u64::from(counted);
+                magnitude > threshold || counted
+            };
+            let (kept, dropped) = (next(low, to_keep), next(high, to_drop));
+            kept && !dropped
+        };
+        for (i, o) in out.iter_mut().enumerate() {
+            let delta = match (self.numbers(), base.numbers()) {
+                (Numbers::Narrow(x), Numbers::Narrow(b)) => f64::from(x[i] - b[i]),
+                (Numbers::Wide(x), Numbers::Wide(b)) => x[i] - b[i],
+                _ => unreachable!("the models of a tensor share one width"),
+            };
+            *o = if keep(delta) { *o } else { 0.0 };
+        }
+    }
+
     /// `out = factor · (self − base)` for the elements that are kept, else zero; adds the squares of all deltas to
     /// the lanes.
     pub fn pick_delta(

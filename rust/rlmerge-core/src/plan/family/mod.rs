@@ -4,6 +4,7 @@
 pub mod deltas;
 pub mod linear;
 pub mod slerp;
+pub mod sparse;
 
 use super::PlannedTensor;
 use super::method::{ANY, Default, Method, Parameter, both, split};
@@ -11,7 +12,7 @@ use super::recipe::{Compat, Settings};
 use crate::error::{Error, Result};
 
 /// The rows of all families, in the order in which they are listed.
-pub static METHODS: &[&[Method]] = &[linear::METHODS, deltas::METHODS, slerp::METHODS];
+pub static METHODS: &[&[Method]] = &[linear::METHODS, deltas::METHODS, sparse::METHODS, slerp::METHODS];
 
 /// A method with its numbers filled in: what [`crate::exec`] interprets.
 #[derive(Debug, Clone, PartialEq)]
