@@ -54,6 +54,17 @@ SETTINGS: dict[str, tuple[str, dict, dict]] = {
     "ties-mergekit": ("ties", {"density": 0.5, "weight": [1.0, -0.5]}, {"compat": "mergekit"}),
     "dare_linear": ("dare_linear", {}, {"seed": 2**63 + 7}),
     "dare_ties": ("dare_ties", {"density": 0.25}, {"seed": 1}),
+    "della": ("della", {"rescale": "none", "epsilon": 0.25}, {"seed": 1}),
+    "della_linear-mergekit": (
+        "della_linear",
+        {"rescale": "none", "density": 0.5, "weight": [0.5, 0.75]},
+        {"compat": "mergekit", "seed": 3},
+    ),
+    "breadcrumbs": ("breadcrumbs", {"density": 0.5, "gamma": 0.125}, {}),
+    "breadcrumbs_ties-model": ("breadcrumbs_ties", {"scope": "model", "gamma": 0.25, "density": 0.25}, {}),
+    "cabs": ("cabs", {"weight": [0.5, 0.75], "n": 96}, {}),
+    "dots_trim": ("dots_trim", {"lambda": 0.5}, {}),
+    "localize_and_stitch": ("localize_and_stitch", {"density": 0.25}, {}),
     "slerp": ("slerp", {"t": 0.25}, {}),
     "passthrough": ("passthrough", {"scale": 0.75}, {}),
 }
