@@ -46,6 +46,8 @@ pub struct Ranks {
     spare: Vec<u64>,
     /// The same where magnitudes are 64 bits wide.
     wide: Vec<(u64, u32)>,
+    /// Where the run of equal magnitudes begins, for each item.
+    begins: Vec<u32>,
     /// Twice the rank of each element, so that means of neighbouring ranks are whole.
     twice: Vec<u32>,
     pieces: Vec<u16>,
@@ -68,11 +70,11 @@ impl Ranks {
                     self.wide.clear();
                     self.wide.extend(positions.map(|i| (magnitudes(i), i as u32)).filter(|(m, _)| *m != 0));
                     self.wide.sort_unstable();
-                    share_ranks(&self.wide, rows.len, twice);
+                    share_ranks(&self.wide, rows.len, &mut self.begins, twice);
                 } else {
                     gather(values, row, rows, &mut self.items);
                     sort(&mut self.items, &mut self.spare);
-                    share_ranks(&self.items, rows.len, twice);
+                    share_ranks(&self.items, rows.len, &mut self.begins, twice);
                 }
             }
         }
@@ -146,11 +148,20 @@ kernel! {
 fn gather(values: &[f64], row: usize, rows: Rows, items: &mut Vec<u64>) {
     items.resize(rows.len, 0);
     let mut count = 0;
-    for (i, v) in values.iter().enumerate().skip(row).step_by(rows.stride) {
-        let magnitude = (*v as f32).to_bits() & (u32::MAX >> 1);
+    let mut put = |i: usize, v: f64| {
+        let magnitude = (v as f32).to_bits() & (u32::MAX >> 1);
         items[count] = u64::from(magnitude) << 32 | i as u64;
         // Without a branch, which deltas of a model that was tuned a little would make unforeseeable.
         count += usize::from(magnitude != 0);
+    };
+    if rows.stride == 1 {
+        for (i, v) in values.iter().enumerate() {
+            put(i, *v);
+        }
+    } else {
+        for i in (row..values.len()).step_by(rows.stride) {
+            put(i, values[i]);
+        }
     }
     items.truncate(count);
 }
@@ -220,21 +231,22 @@ impl Item for (u64, u32) {
     }
 }
 
-/// Writes twice the ranks of a row's sorted items; its other elements are zeros, which come before them.
-fn share_ranks<T: Item>(items: &[T], len: usize, twice: &mut [u32]) {
-    let zeros = len - items.len();
-    let mut begin = 0;
-    while begin < items.len() {
-        let magnitude = items[begin].magnitude();
-        let mut end = begin + 1;
-        while end < items.len() && items[end].magnitude() == magnitude {
-            end += 1;
-        }
-        let shared = (2 * zeros + begin + end + 1) as u32;
-        for item in &items[begin..end] {
-            twice[item.position()] = shared;
-        }
-        begin = end;
+/// Writes twice the ranks of a row's sorted items; its other elements are zeros, which come before them. There and back
+/// over the items without a branch: in 16 bits many magnitudes are equal, and how many cannot be foreseen.
+fn share_ranks<T: Item>(items: &[T], len: usize, begins: &mut Vec<u32>, twice: &mut [u32]) {
+    let zeros = (len - items.len()) as u32;
+    begins.resize(items.len(), 0);
+    let (mut before, mut begin) = (0, 0);
+    for (i, (item, slot)) in items.iter().zip(&mut *begins).enumerate() {
+        begin = if item.magnitude() == before { begin } else { i as u32 };
+        before = item.magnitude();
+        *slot = begin;
+    }
+    let (mut after, mut end) = (0, 0);
+    for (i, (item, begin)) in items.iter().zip(begins).enumerate().rev() {
+        end = if item.magnitude() == after { end } else { i as u32 + 1 };
+        after = item.magnitude();
+        twice[item.position()] = 2 * zeros + *begin + end + 1;
     }
 }
 
