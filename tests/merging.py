@@ -11,6 +11,8 @@ import numpy as np
 from tests import models, tensorfile
 
 Tensors = Mapping[str, np.ndarray]
+#: Methods that write a file of masks, for which the output has to be a folder.
+WITH_MASKS = ("tall_masks", "emr")
 
 
 @contextmanager
@@ -37,7 +39,8 @@ def merge(method, experts, base=None, *, shards=None, parameters=None, **options
     import rlmerge
 
     with written(experts, base, shards) as (paths, base_path, root):
-        output = root / ("merged" if shards is not None else "merged.safetensors")
+        folder = shards is not None or method in WITH_MASKS
+        output = root / ("merged" if folder else "merged.safetensors")
         rlmerge.merge(paths, method=method, base=base_path, output=output, parameters=dict(parameters or {}), **options)
         return tensorfile.read(output)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rlmerge._methods import Method, Parameter
-    from rlmerge.api import inspect, merge, methods, plan
+    from rlmerge.api import expand, inspect, merge, methods, plan
     from rlmerge.errors import (
         AlignmentError,
         CheckpointError,
@@ -45,6 +45,7 @@ __all__ = [
     "Report",
     "RlmergeError",
     "__version__",
+    "expand",
     "inspect",
     "merge",
     "methods",
@@ -53,7 +54,7 @@ __all__ = [
 
 _HOME = {
     "rlmerge._methods": ("Method", "Parameter"),
-    "rlmerge.api": ("inspect", "merge", "methods", "plan"),
+    "rlmerge.api": ("expand", "inspect", "merge", "methods", "plan"),
     "rlmerge.errors": (
         "AlignmentError",
         "CheckpointError",

@@ -21,7 +21,13 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def model_card(
-    *, method: Method, version: str, recipe: dict[str, Any], models: list[tuple[str, str]], has_config: bool
+    *,
+    method: Method,
+    version: str,
+    recipe: dict[str, Any],
+    models: list[tuple[str, str]],
+    has_config: bool,
+    tasks: list[str] | None = None,
 ) -> str:
     """Write the text of a ``README.md`` for a merged folder.
 
@@ -37,6 +43,8 @@ def model_card(
         ``(role, name)`` of each input.
     has_config
         Whether the folder has a ``config.json``, so that transformers opens it.
+    tasks
+        Tasks whose models can be rebuilt from the folder's masks.
     """
     front: dict[str, Any] = {"base_model": [_hub_name(name) for _, name in models], "tags": ["merge", "rlmerge"]}
     if has_config:
@@ -58,6 +66,7 @@ def model_card(
         "",
         *(f"- {role}: {_code(name)}" for role, name in models),
         "",
+        *(_tasks(tasks) if tasks else []),
         "## Recipe",
         "",
         f"{fence}yaml",
@@ -77,6 +86,18 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _tasks(tasks: list[str]) -> list[str]:
+    return [
+        "## Tasks",
+        "",
+        "`rlmerge.masks` holds a mask for each task; with the base, `rlmerge expand FOLDER --task NAME -o OUTPUT`",
+        "rebuilds the model of one of these:",
+        "",
+        *(f"- {_code(task)}" for task in tasks),
+        "",
+    ]
 
 
 def _yaml(data: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from _typeshed import SupportsGetItem
 from os import PathLike
 from typing import Any, final
 
-__all__ = ["Plan", "build_info", "errors", "inspect", "methods", "prepare", "version"]
+__all__ = ["Plan", "build_info", "errors", "inspect", "methods", "prepare", "prepare_expand", "version"]
 
 @final
 class Plan:
@@ -49,6 +49,11 @@ def methods() -> str:
 def prepare(recipe_json: str) -> Plan:
     """
     Plans the merge that a recipe (JSON) asks for, from headers alone.
+    """
+
+def prepare_expand(request_json: str) -> Plan:
+    """
+    Plans what a request (JSON) asks to be rebuilt from a merged folder, its masks and its base.
     """
 
 def version() -> str:

@@ -32,7 +32,7 @@ from rlmerge.sources import check_paths, choose_base, is_folder, resolve
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-__all__ = ["inspect", "merge", "method", "methods", "plan"]
+__all__ = ["expand", "inspect", "merge", "method", "methods", "plan"]
 
 StrPath = str | os.PathLike[str]
 Value = float | int | bool | str | list[float] | list[int] | list[bool] | list[str]
@@ -257,6 +257,71 @@ def plan(
     return _prepare(wanted, force=force)
 
 
+def expand(
+    merged: StrPath,
+    task: str,
+    *,
+    output: StrPath | None = None,
+    base: StrPath | None = None,
+    shard_size: str | int | None = None,
+    threads: int | None = None,
+    io: str | None = None,
+    durability: str | None = None,
+    force: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Report:
+    """Rebuild one task's model from a folder that was merged with ``tall_masks`` or ``emr``.
+
+    Everything that is read is compared with the checksums of the merge: nothing is built from other bytes.
+
+    Parameters
+    ----------
+    merged
+        The merged folder, with its file of masks.
+    task
+        The task: the name of its expert, as the folder's ``rlmerge.json`` lists it.
+    output
+        A ``.safetensors`` file or a folder; the merged folder's name, a dash and the task unless given.
+    base
+        The base of the merge; where the merge found it unless given.
+    shard_size, threads, io, durability, force, progress
+        As for ``merge``.
+
+    Returns
+    -------
+    Report
+        What was done.
+
+    Raises
+    ------
+    RecipeError
+        There is no such task.
+    CheckpointError
+        The folder has no masks, or something in it or in the base is not what it was.
+    OutputError
+        The output exists already, is an input, or cannot be written.
+
+    Examples
+    --------
+    >>> rlmerge.expand("merged", "math", output="math-again").output  # doctest: +SKIP
+    PosixPath('math-again')
+    """
+    from rlmerge._expansion import plan_expansion
+
+    made = plan_expansion(
+        os.fspath(merged),
+        task,
+        output=os.fspath(output) if output is not None else None,
+        base=os.fspath(base) if base is not None else None,
+        shard_size=parse_size(shard_size) if shard_size is not None else parse_size("5GB"),
+        threads=check_integer("threads", threads, 1, 1024) if threads is not None else None,
+        io=check_choice("io", io, IO_WAYS) if io is not None else IO_WAYS[0],
+        durability=check_choice("durability", durability, DURABILITIES) if durability is not None else DURABILITIES[0],
+        force=force,
+    )
+    return made.run(progress)
+
+
 def inspect(path: StrPath) -> Inspection:
     """Describe a model from its headers.
 
@@ -389,7 +454,10 @@ def _prepare(wanted: Recipe, *, force: bool) -> Plan:
     output = wanted.output or ("merged" if folders else "merged.safetensors")
     request = {
         "method": method.name,
-        "models": [{"path": expert.path, "parameters": expert.parameters} for expert in experts],
+        "models": [
+            {"path": expert.path, "name": _last_part(written.get(expert.path)), "parameters": expert.parameters}
+            for expert in experts
+        ],
         "base": base,
         "parameters": wanted.parameters,
         "modifiers": modifiers.to_core(),
@@ -455,6 +523,11 @@ def _prepare(wanted: Recipe, *, force: bool) -> Plan:
     )
 
 
+def _last_part(name: str | None) -> str | None:
+    """Return the last part of a path or hub id as the user wrote it: what its task is called."""
+    return Path(name).name or None if name is not None else None
+
+
 def _defaults(raw: dict[str, Any], method: Method, wanted: Recipe) -> dict[str, Any]:
     """Return the parameters that nobody gave, with the values that the plan uses."""
     given = {name.replace("-", "_") for name in wanted.parameters}
@@ -504,5 +577,12 @@ def _card(
     if wanted.shard_size is not None:
         recipe["shard_size"] = wanted.shard_size
     has_config = any(name == "config.json" for name, _ in sidecars)
-    text = model_card(method=method, version=raw["version"], recipe=recipe, models=models, has_config=has_config)
+    text = model_card(
+        method=method,
+        version=raw["version"],
+        recipe=recipe,
+        models=models,
+        has_config=has_config,
+        tasks=raw.get("masks", {}).get("tasks"),
+    )
     return text.encode()

@@ -56,6 +56,13 @@ SETTINGS: dict[str, tuple[str, dict, dict]] = {
     "dare_ties": ("dare_ties", {"density": 0.25}, {"seed": 1}),
     "slerp": ("slerp", {"t": 0.25}, {}),
     "passthrough": ("passthrough", {"scale": 0.75}, {}),
+    "ram": ("ram", {"epsilon": 2.0**-7}, {}),
+    "ram_plus": ("ram_plus", {"r": 2.0, "epsilon": 2.0**-7}, {}),
+    "ramplus_tl": ("ramplus_tl", {"r": 0.5, "alpha": 0.5, "epsilon": 2.0**-7}, {}),
+    "consensus": ("consensus", {"tall_lambda": 0.5}, {}),
+    "consensus-ties": ("consensus", {"over": "ties", "k": 1, "scope": "model", "density": 0.3}, {}),
+    "tall_masks": ("tall_masks", {}, {}),
+    "emr": ("emr", {}, {}),
 }
 
 

@@ -6,7 +6,7 @@ a `Merged`: the result *before* the one rounding to the output dtype, and how la
 between two correct f64 evaluations of the same formula can be.
 """
 
-from tests.reference import dare, linear, passthrough, slerp, task_arithmetic, ties
+from tests.reference import dare, linear, masks, passthrough, ram, slerp, task_arithmetic, ties
 from tests.reference.conventions import Merged
 
 METHODS = {
@@ -17,6 +17,12 @@ METHODS = {
     "dare_ties": dare.merge_ties,
     "slerp": slerp.merge,
     "passthrough": passthrough.merge,
+    "ram": ram.merge_ram,
+    "ram_plus": ram.merge_ram_plus,
+    "ramplus_tl": ram.merge_ramplus_tl,
+    "consensus": masks.consensus,
+    "tall_masks": masks.tall_masks,
+    "emr": masks.emr,
 }
 
 __all__ = ["METHODS", "Merged"]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import rlmerge
-from rlmerge.cli.commands import inspect, merge, methods
+from rlmerge.cli.commands import expand, inspect, merge, methods
 
 __all__ = ["app"]
 
@@ -38,5 +38,6 @@ def start(
 
 
 app.command("merge", epilog=merge.EXAMPLES)(merge.merge)
+app.command("expand", epilog=expand.EXAMPLES)(expand.expand)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command("methods", epilog=methods.EXAMPLES)(methods.methods)

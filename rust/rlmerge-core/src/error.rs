@@ -270,6 +270,16 @@ pub enum Error {
         element: u64,
     },
 
+    // ---- verification (exit 8) ----
+    /// A tensor is not the one that something else was made from.
+    #[error("{path}: tensor `{tensor}` is not the one that the merge was made with; nothing was written", path = show(path), tensor = escape(tensor))]
+    ChecksumMismatch {
+        /// The file or folder that holds it.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+
     // ---- interruption and bugs ----
     /// The caller asked to stop (exit 130).
     #[error("interrupted; nothing was written")]
@@ -314,6 +324,7 @@ impl Error {
             Self::OutputIsInput { .. } => "output_is_input",
             Self::NonFinite { .. } => "non_finite",
             Self::NonFiniteOutput { .. } => "non_finite_output",
+            Self::ChecksumMismatch { .. } => "checksum_mismatch",
             Self::Cancelled => "cancelled",
             Self::Internal { .. } => "internal",
         }
@@ -343,7 +354,8 @@ impl Error {
             | Self::NotDurable { path, .. }
             | Self::OutputExists { path }
             | Self::OutputNotReplaceable { path, .. }
-            | Self::OutputIsInput { path, .. } => Some(path),
+            | Self::OutputIsInput { path, .. }
+            | Self::ChecksumMismatch { path, .. } => Some(path),
             _ => None,
         }
     }
@@ -358,7 +370,8 @@ impl Error {
             | Self::ModelsDoNotFit { tensor, .. } => tensor.as_deref(),
             Self::OpaqueTensorsDiffer { tensor, .. }
             | Self::NonFinite { tensor, .. }
-            | Self::NonFiniteOutput { tensor, .. } => Some(tensor),
+            | Self::NonFiniteOutput { tensor, .. }
+            | Self::ChecksumMismatch { tensor, .. } => Some(tensor),
             _ => None,
         }
     }
@@ -395,6 +408,7 @@ impl Error {
             }
             Self::NonFinite { .. } => "`rlmerge inspect MODEL` names the file; repair or leave out the model that holds the value".into(),
             Self::NonFiniteOutput { .. } => "run without --strict to write it all the same".into(),
+            Self::ChecksumMismatch { .. } => "give the very base of the merge with --base; if the merged folder itself was changed, merge again".into(),
             Self::Internal { .. } => "please report it with the command and RLMERGE_DEBUG=1 output".into(),
             _ => return None,
         })
@@ -443,6 +457,7 @@ pub const CODES: &[(&str, u8, &str)] = &[
     ("output_is_input", 6, "output"),
     ("non_finite", 7, "numerics"),
     ("non_finite_output", 7, "numerics"),
+    ("checksum_mismatch", 8, "checkpoint"),
     ("cancelled", 130, "interrupt"),
     ("internal", 1, "bug"),
 ];

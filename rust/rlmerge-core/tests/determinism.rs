@@ -18,6 +18,12 @@ fn cases() -> Vec<(&'static Method, Value)> {
         ("ties", json!({"scope": "model", "zero_sign": "majority", "rescale": "l2"})),
         ("ties", json!({"ties": "all", "rescale": "l1", "density": [0.1, 0.9]})),
         ("dare_ties", json!({"zero_sign": "majority", "rescale": "l1"})),
+        ("ram", json!({"epsilon": 0.001})),
+        ("ram_plus", json!({"r": 2.0, "epsilon": 0.001})),
+        ("ramplus_tl", json!({"r": 1.0, "alpha": 9.0, "epsilon": 0.001})),
+        ("consensus", json!({"k": 1, "tall_lambda": [0.2, 1.5]})),
+        ("consensus", json!({"over": "ties", "scope": "model", "k": 1})),
+        ("tall_masks", json!({"over": "ties"})),
     ] {
         cases.push((Method::find(name).expect("a row of the table"), parameters));
     }
@@ -58,17 +64,24 @@ fn threads_shards_and_levels_do_not_change_a_bit() {
             }
             let inputs = if run % 2 == 0 { &whole } else { &sharded };
             let (base, experts) = choose(method, inputs);
-            let output = at(&format!("out-{number}-{run}.safetensors"));
+            // Masks are written beside the model, in a folder.
+            let masks = matches!(method.name, "tall_masks" | "emr");
+            let kind = if masks { "folder" } else { "file" };
+            let output = at(&format!("out-{number}-{run}{}", if masks { "" } else { ".safetensors" }));
             let io = if run % 3 == 0 { "mmap" } else { "pread" };
             let durability = ["full", "file", "none"][run % 3];
-            let more = json!({"parameters": parameters, "threads": threads, "seed": 5, "io": io, "durability": durability});
+            let more = json!({"parameters": parameters, "threads": threads, "seed": 5, "io": io, "durability": durability, "output_kind": kind});
             let report = models::merge(models::recipe(method.name, base, experts, &output, more)).unwrap();
             let mut hashes: Vec<(String, String)> =
                 report.tensors.iter().map(|t| (t.name.clone(), t.blake3.clone())).collect();
             hashes.sort();
-            let mut norms: Vec<Value> =
-                report.tensors.iter().map(|t| json!([t.name, t.norm, t.expert_norms, t.action])).collect();
+            let mut norms: Vec<Value> = report
+                .tensors
+                .iter()
+                .map(|t| json!([t.name, t.norm, t.expert_norms, t.action, t.mask_blake3]))
+                .collect();
             norms.sort_by_key(ToString::to_string);
+            norms.extend(report.masks.iter().flat_map(|m| &m.tasks).map(|t| json!(t.scale)));
             let this = (hashes, json!(norms).to_string());
             match &first {
                 None => first = Some(this),
@@ -80,7 +93,11 @@ fn threads_shards_and_levels_do_not_change_a_bit() {
                     );
                 }
             }
-            std::fs::remove_file(&output).unwrap();
+            if masks {
+                std::fs::remove_dir_all(&output).unwrap();
+            } else {
+                std::fs::remove_file(&output).unwrap();
+            }
         }
     }
 }

@@ -10,9 +10,9 @@ use pyo3::types::{PyBytes, PyString};
 use rlmerge_core::error::{CODES, Error, Result};
 use rlmerge_core::exec::{self, Contents, Observer, Sidecar};
 use rlmerge_core::kernel::Level;
-use rlmerge_core::plan::MergePlan;
 use rlmerge_core::plan::method::methods_json;
 use rlmerge_core::plan::recipe::Recipe;
+use rlmerge_core::plan::{ExpandRequest, MergePlan};
 use rlmerge_core::shard::{self, Checkpoint};
 use serde_json::{Value, json};
 
@@ -63,6 +63,15 @@ pub fn inspect(py: Python<'_>, path: PathBuf) -> PyResult<String> {
 pub fn prepare(py: Python<'_>, recipe_json: String) -> PyResult<Plan> {
     enter(py, &Observer::default(), None, move || {
         let (plan, models) = MergePlan::prepare(Recipe::from_json(&recipe_json)?)?;
+        Ok(Plan { inner: Arc::new((plan, models)) })
+    })
+}
+
+/// Plans what a request (JSON) asks to be rebuilt from a merged folder, its masks and its base.
+#[pyfunction]
+pub fn prepare_expand(py: Python<'_>, request_json: String) -> PyResult<Plan> {
+    enter(py, &Observer::default(), None, move || {
+        let (plan, models) = MergePlan::expand(ExpandRequest::from_json(&request_json)?)?;
         Ok(Plan { inner: Arc::new((plan, models)) })
     })
 }

@@ -172,6 +172,32 @@ impl<'p> DeltasJob<'p> {
         }
     }
 
+    /// The merged delta, before its factor `lambda`, into `out`.
+    pub fn change(&self, chunk: &mut Chunk<'_>, ties: &mut [Ties], squares: &mut [Lanes]) {
+        let (level, len) = (chunk.level, chunk.len);
+        for (at, squares) in squares[1..].iter_mut().enumerate().take(self.experts.len()) {
+            self.sparse_delta(chunk, at, ties.get_mut(at).unwrap_or(&mut Ties::All), squares);
+        }
+        if self.plan.election.is_some() {
+            self.elect(chunk);
+            return;
+        }
+        self.add_up(chunk);
+        let out = &mut chunk.scratch.out[..len];
+        out.copy_from_slice(&chunk.scratch.total[..len]);
+        if self.divisor != 1.0 {
+            combine::divide_by(level, out, self.divisor);
+        }
+    }
+
+    /// The disjoint merge of the experts' buffers into `out`.
+    fn elect(&self, chunk: &mut Chunk<'_>) {
+        let scratch = &mut *chunk.scratch;
+        let (values, normalize) = ((&scratch.deltas[..], scratch.stride), self.plan.normalize);
+        let out = &mut scratch.out[..chunk.len];
+        combine::merge_disjoint(chunk.level, values, &self.shares, self.zero_is_plus, normalize, out);
+    }
+
     /// The base plus the sum of the experts' buffers, added in their order, into `out`.
     fn add_to_base(&self, chunk: &mut Chunk<'_>) {
         let (level, len) = (chunk.level, chunk.len);
@@ -371,10 +397,7 @@ impl Job for DeltasJob<'_> {
             self.sparse_delta(chunk, at, ties.get_mut(at).unwrap_or(&mut Ties::All), squares);
         }
         if self.plan.election.is_some() {
-            let scratch = &mut *chunk.scratch;
-            let (values, normalize) = ((&scratch.deltas[..], scratch.stride), self.plan.normalize);
-            let out = &mut scratch.out[..len];
-            combine::merge_disjoint(level, values, &self.shares, self.zero_is_plus, normalize, out);
+            self.elect(chunk);
             chunk.values[0].add_change(level, self.plan.lambda, &mut chunk.scratch.out[..len]);
         } else {
             self.add_to_base(chunk);

@@ -10,6 +10,36 @@ pub fn tile(bytes: &[u8], offset: u64) -> ChainingValue {
     blake3::Hasher::new().set_input_offset(offset).update(bytes).finalize_non_root()
 }
 
+/// What a tile adds to the BLAKE3 of its tensor.
+#[derive(Debug, Clone)]
+pub enum Part {
+    /// It is the whole tensor, whose BLAKE3 this is.
+    Whole(String),
+    /// It is one of several.
+    Tile(ChainingValue),
+}
+
+/// What these bytes at this offset add to the BLAKE3 of a tensor, of which they are all when `alone`.
+pub fn part(bytes: &[u8], offset: u64, alone: bool) -> Part {
+    if alone {
+        Part::Whole(blake3::hash(bytes).to_hex().to_string())
+    } else {
+        Part::Tile(tile(bytes, offset))
+    }
+}
+
+/// BLAKE3 of the tensor with these parts, as hex.
+pub fn whole<'p>(parts: impl Iterator<Item = &'p Part>) -> String {
+    let mut tiles = Vec::new();
+    for part in parts {
+        match part {
+            Part::Whole(hash) => return hash.clone(),
+            Part::Tile(value) => tiles.push(*value),
+        }
+    }
+    combine(&tiles)
+}
+
 /// BLAKE3 of the tensor whose tiles have these chaining values, as hex.
 pub fn combine(tiles: &[ChainingValue]) -> String {
     let (left, right) = tiles.split_at(left_len(tiles.len()));

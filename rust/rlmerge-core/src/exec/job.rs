@@ -8,7 +8,7 @@ use crate::kernel::Level;
 use crate::kernel::lanes::{self, Lanes};
 use crate::kernel::select::Tally;
 use crate::kernel::values::Values;
-use crate::plan::PlannedTensor;
+use crate::plan::{PlannedTensor, marks};
 
 /// What a job is for: a tensor, or all tensors of a whole-model program.
 #[derive(Debug, Clone, Copy)]
@@ -57,13 +57,42 @@ pub struct Scratch {
     pub total: Vec<f64>,
     /// The result.
     pub out: Vec<f64>,
+    /// Bits that go with the tile, for methods that make masks: [`marks::TILE_BYTES`] for each task.
+    pub marks: Vec<u8>,
+    /// Two running sums of the tile for each task.
+    pub sums: Vec<[Lanes; 2]>,
 }
 
 impl Scratch {
     /// Buffers for programs that read `models` models in chunks of at most `stride` elements.
     pub fn new(models: usize, stride: usize) -> Self {
         let buffer = || vec![0.0; stride];
-        Self { stride, deltas: vec![0.0; models * stride], total: buffer(), out: buffer() }
+        Self {
+            stride,
+            deltas: vec![0.0; models * stride],
+            total: buffer(),
+            out: buffer(),
+            marks: Vec::new(),
+            sums: Vec::new(),
+        }
+    }
+
+    /// Clears bits and sums for a tile of so many tasks.
+    pub fn begin_marks(&mut self, tasks: usize) {
+        self.marks.clear();
+        self.marks.resize(tasks * marks::TILE_BYTES, 0);
+        self.sums.clear();
+        self.sums.resize(tasks, [Lanes::default(); 2]);
+    }
+
+    /// The bits of a tile of so many elements, one task after the other, and its sums.
+    pub fn end_marks(&self, elements: u64) -> (Vec<u8>, Vec<f64>) {
+        let row = marks::row_bytes(elements) as usize;
+        let mut rows = Vec::with_capacity(self.sums.len() * row);
+        for task in self.marks.chunks(marks::TILE_BYTES) {
+            rows.extend_from_slice(&task[..row]);
+        }
+        (rows, self.sums.iter().flatten().map(lanes::total).collect())
     }
 }
 

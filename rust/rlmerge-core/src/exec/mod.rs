@@ -5,9 +5,11 @@ mod digest;
 mod job;
 mod jobs;
 mod linear;
+mod masks;
 mod norms;
 mod observer;
 mod pass;
+mod ram;
 mod run;
 mod slerp;
 mod stats;
@@ -17,9 +19,10 @@ mod turnstile;
 pub use observer::{Observer, Progress};
 
 use crate::error::{Error, Result};
-use crate::plan::MergePlan;
+use crate::plan::family::Program;
 use crate::plan::recipe::OutputForm;
-use crate::report::{Report, TensorReport};
+use crate::plan::{MergePlan, marks};
+use crate::report::{MarksReport, Report, TaskReport, TensorReport};
 use crate::shard::Checkpoint;
 use crate::writer::{Input, OutputKind, Stage, StagedFile, Target, preflight};
 use run::Run;
@@ -62,13 +65,19 @@ pub fn run(
     let target = target(plan);
     check_output(plan, &target)?;
     let stage = Stage::create(&target)?;
-    let files: Vec<StagedFile> =
+    let mut files: Vec<StagedFile> =
         plan.layout.shards.iter().map(|s| stage.file(&s.name, s.bytes)).collect::<Result<_>>()?;
     for (file, shard) in files.iter().zip(&plan.layout.shards) {
         file.write_all_at(&shard.header, 0)?;
     }
+    if let Some(marks) = &plan.marks {
+        let file = stage.file(marks::FILE, marks.bytes)?;
+        file.write_all_at(&marks.header, 0)?;
+        files.push(file);
+    }
 
     let (tensors, totals, modifiers) = Run::new(plan, models, &files, observer)?.merge()?;
+    let masks = plan.marks.as_ref().map(|m| write_scales(plan, m, &tensors, files.last())).transpose()?;
     for file in &files {
         file.settle(|| !observer.is_cancelled())?;
         file.finish()?;
@@ -76,6 +85,7 @@ pub fn run(
     for model in models {
         model.verify_unchanged()?;
     }
+    check_expected(plan, &tensors)?;
     let report = Report {
         schema: "rlmerge.report/1",
         version: env!("CARGO_PKG_VERSION"),
@@ -84,6 +94,7 @@ pub fn run(
         tensors,
         totals,
         modifiers,
+        masks,
     };
     if plan.recipe.strict {
         refuse_non_finite(&report)?;
@@ -132,7 +143,8 @@ fn check_output(plan: &MergePlan, target: &Target) -> Result<()> {
             itself.into_iter().chain(shards)
         })
         .collect();
-    let biggest = plan.layout.shards.iter().map(|s| s.bytes).max().unwrap_or(0);
+    let shards = plan.layout.shards.iter().map(|s| s.bytes);
+    let biggest = shards.chain(plan.marks.iter().map(|m| m.bytes)).max().unwrap_or(0);
     let small = if target.kind == OutputKind::Folder { SMALL_FILES } else { 0 };
     preflight(target, &inputs, plan.bytes_to_write() + small, biggest)
 }
@@ -149,6 +161,81 @@ fn write_small_files(stage: &Stage, plan: &MergePlan, report: &Report, sidecars:
         match &sidecar.contents {
             Contents::Bytes(bytes) => stage.write_file(&sidecar.name, bytes)?,
             Contents::CopyOf(path) => stage.copy_file(&sidecar.name, path)?,
+        }
+    }
+    Ok(())
+}
+
+/// Writes the scale of each task into the file of masks.
+///
+/// EMR's scale of a task is the sum over the tensors of its mean |δ|, divided by that of its mean |m ⊙ τ|: means of
+/// tensors, not of elements (methods.md of the project; Huang et al., section 3.2).
+fn write_scales(
+    plan: &MergePlan,
+    marks: &marks::MarksFile,
+    tensors: &[TensorReport],
+    file: Option<&StagedFile>,
+) -> Result<MarksReport> {
+    // By name, so that the sums do not depend on how files are laid out.
+    let mut by_name: Vec<(&TensorReport, u64)> = tensors
+        .iter()
+        .zip(&plan.tensors)
+        .map(|(report, planned)| (report, planned.elements))
+        .filter(|(report, elements)| !report.sums.is_empty() && *elements > 0)
+        .collect();
+    by_name.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+    let scale = |task: usize| {
+        let sum = |at: usize| by_name.iter().map(|(t, n)| t.sums[at] / *n as f64).sum::<f64>();
+        let (whole, masked) = (sum(2 * task), sum(2 * task + 1));
+        if marks.scaled && masked > 0.0 { whole / masked } else { 1.0 }
+    };
+    let tasks: Vec<TaskReport> = marks
+        .tasks
+        .iter()
+        .enumerate()
+        .map(|(task, name)| TaskReport { name: name.clone(), scale: scale(task) })
+        .collect();
+    let bytes: Vec<u8> = tasks.iter().flat_map(|t| t.scale.to_le_bytes()).collect();
+    if let Some(file) = file {
+        file.write_all_at(&bytes, marks.scales)?;
+    }
+    let hex = |bytes: &[u8]| blake3::hash(bytes).to_hex().to_string();
+    Ok(MarksReport {
+        file: marks::FILE,
+        format: marks::FORMAT,
+        bytes: marks.bytes,
+        header_blake3: hex(&marks.header),
+        scales_blake3: hex(&bytes),
+        tasks,
+    })
+}
+
+/// Compares what was read with what the merged model was written from: nothing is rebuilt out of other bytes.
+fn check_expected(plan: &MergePlan, tensors: &[TensorReport]) -> Result<()> {
+    let Some(expected) = &plan.expected else { return Ok(()) };
+    for program in &plan.programs {
+        if let Program::Expand(expand) = program {
+            expand.masks.verify_unchanged()?;
+        }
+    }
+    for report in tensors {
+        let differs = |path: &std::path::Path| {
+            Err(Error::ChecksumMismatch { path: path.to_path_buf(), tensor: report.name.clone() })
+        };
+        let Some(known) = expected.tensors.get(&report.name) else { return differs(&expected.merged) };
+        let [merged, base] = &report.source_blake3[..] else {
+            return Err(Error::Internal { message: "a tensor without checksums of its models".into() });
+        };
+        if *merged != known.merged {
+            return differs(&expected.merged);
+        }
+        if known.base.as_ref().is_some_and(|known| known != base) {
+            return differs(&expected.base);
+        }
+        if let (Some(known), Some(mask)) = (&known.mask, report.mask_blake3.first())
+            && known != mask
+        {
+            return differs(&expected.masks);
         }
     }
     Ok(())

@@ -15,7 +15,7 @@ use super::turnstile::Turnstile;
 use crate::error::{Error, Result};
 use crate::kernel::{CHUNK, Level};
 use crate::plan::modifiers::{Alpha, MatchNorm, MatchScope, Treatment};
-use crate::plan::{Action, KEPT_BYTES, MergePlan, PlannedTensor, SELECTION_BYTES, TILE_ELEMENTS};
+use crate::plan::{Action, KEPT_BYTES, MergePlan, PlannedTensor, SELECTION_BYTES, TILE_ELEMENTS, marks};
 use crate::report::{Learnt, TensorReport, Totals};
 use crate::shard::Checkpoint;
 use crate::writer::StagedFile;
@@ -505,10 +505,23 @@ impl<'a> Run<'a> {
         let offset = slice.tensor.offset + slice.output_offset();
         file.write_all_at(bytes, offset)?;
         file.start_writeback(offset, bytes.len() as u64);
+        self.put_marks(slice, id, &mut stats)?;
         slice.release();
         self.observer.add_bytes(slice.source_bytes());
         if self.statistics.add(self.plan, id.tensor, id.index, stats) {
             self.observer.add_tensor();
+        }
+        Ok(())
+    }
+
+    /// Writes the bits that go with a tile; their file comes after those of the model.
+    fn put_marks(&self, slice: &Slice<'_>, id: TileId, stats: &mut TileStats) -> Result<()> {
+        let (bits, len) = slice.take_marks(stats);
+        let Some(begin) = self.plan.marks.as_ref().and_then(|m| m.rows[id.tensor]) else { return Ok(()) };
+        let file = &self.files[self.plan.layout.shards.len()];
+        let (row, first) = (marks::row_bytes(slice.tensor.elements), id.index * TILE_ELEMENTS / 8);
+        for (task, bits) in bits.chunks(len.max(1)).enumerate() {
+            file.write_all_at(bits, begin + task as u64 * row + first)?;
         }
         Ok(())
     }

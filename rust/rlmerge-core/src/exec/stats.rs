@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use blake3::hazmat::ChainingValue;
 
-use super::digest;
+use super::digest::{self, Part};
 use crate::plan::{MergePlan, PlannedTensor};
 use crate::report::{NonFiniteCounts, Norm, TensorReport, Totals};
 
@@ -27,6 +27,14 @@ pub struct TileStats {
     pub first_non_finite: Option<u64>,
     /// Whether the tile was copied.
     pub copied: bool,
+    /// Bits of all tasks, until they are written.
+    pub marks: Vec<u8>,
+    /// What they add to the BLAKE3 of each task's bits.
+    pub mark_parts: Vec<Part>,
+    /// What the bytes of the first models add to theirs.
+    pub source_parts: Vec<Part>,
+    /// Sums that the method wants over the tensor.
+    pub sums: Vec<f64>,
 }
 
 /// Statistics of all tensors. A tensor's tiles are kept only until the last one has come.
@@ -99,6 +107,9 @@ fn summarise(plan: &MergePlan, tensor: &PlannedTensor, tiles: &[TileStats]) -> T
         at.map_or(0, |at| tiles.iter().map(|t| t.non_finite_inputs.get(at).copied().unwrap_or(0)).sum())
     });
     let chaining: Vec<ChainingValue> = tiles.iter().map(|t| t.chaining).collect();
+    let hashes = |of: &dyn Fn(&TileStats) -> &[Part]| -> Vec<String> {
+        (0..of(&tiles[0]).len()).map(|at| digest::whole(tiles.iter().map(|t| &of(t)[at]))).collect()
+    };
     TensorReport {
         name: tensor.name.clone(),
         dtype: tensor.dtype,
@@ -113,5 +124,8 @@ fn summarise(plan: &MergePlan, tensor: &PlannedTensor, tiles: &[TileStats]) -> T
             output: tiles.iter().map(|t| t.non_finite).sum(),
             first: tiles.iter().find_map(|t| t.first_non_finite),
         },
+        mask_blake3: hashes(&|t| &t.mark_parts),
+        source_blake3: hashes(&|t| &t.source_parts),
+        sums: (0..tiles[0].sums.len()).map(|at| sum(&|t| t.sums[at])).collect(),
     }
 }

@@ -1,6 +1,6 @@
 //! One tile: its bytes in all models in, its bytes of the output and its statistics out.
 
-use super::digest;
+use super::digest::{self, Part};
 use super::job::{Chunk, Job, Partial, Scratch, Ties};
 use super::pass::TileId;
 use super::stats::TileStats;
@@ -11,7 +11,7 @@ use crate::kernel::level::prefetch;
 use crate::kernel::values::Values;
 use crate::kernel::{CHUNK, Level, combine, convert};
 use crate::plan::recipe::Io;
-use crate::plan::{Action, MergePlan, PlannedTensor, TILE_BYTES, TILE_ELEMENTS};
+use crate::plan::{Action, MergePlan, PlannedTensor, TILE_BYTES, TILE_ELEMENTS, marks};
 use crate::shard::{Checkpoint, Shard};
 
 /// Elements between the chunk in work and the one brought into the cache.
@@ -57,6 +57,10 @@ pub struct Slice<'a> {
     from: u64,
     /// Where the last one ends.
     to: u64,
+    /// Number of masks that are made of it.
+    tasks: usize,
+    /// Number of models whose bytes get a checksum.
+    hashed: usize,
     modified: Modified<'a>,
 }
 
@@ -104,7 +108,9 @@ impl<'a> Slice<'a> {
                 (first / group * group, ((first + len).div_ceil(group) * group).min(tensor.elements))
             }
         };
-        Self { tensor, models, io: plan.recipe.io, first, len, group, from, to, modified: Modified::NOT }
+        let (tasks, hashed) = (plan.mark_rows(tensor), plan.hashed_models());
+        let modified = Modified::NOT;
+        Self { tensor, models, io: plan.recipe.io, first, len, group, from, to, tasks, hashed, modified }
     }
 
     /// The elements of a tile; for tensors that are compared, its bytes.
@@ -284,10 +290,29 @@ impl<'a> Slice<'a> {
     {
         // Ties are counted for copied tiles too: later tiles must know of them.
         let ties = self.share_ties(work, job, order)?;
-        if self.tensor.action == Action::Copy || (job.keeps_common_values() && self.is_common(&work.inputs)) {
-            return Ok(self.copy(work));
-        }
-        Ok(self.compute(work, job, ties))
+        work.scratch.begin_marks(self.tasks);
+        let sources = self.source_parts(&work.inputs);
+        let (bytes, mut stats) = if self.tensor.action == Action::Copy
+            || (job.keeps_common_values() && self.is_common(&work.inputs))
+        {
+            self.copy(work)
+        } else {
+            self.compute(work, job, ties)
+        };
+        stats.source_parts = sources;
+        Ok((bytes, stats))
+    }
+
+    /// What the tile adds to the checksums of the first models.
+    fn source_parts(&self, inputs: &[Vec<u8>]) -> Vec<Part> {
+        let of = |(at, _): (usize, &(&Checkpoint, usize))| {
+            let size = self.size(at);
+            let begin = ((self.first - self.from) * size) as usize;
+            let bytes = &self.bytes(inputs, at)[begin..begin + (self.len * size) as usize];
+            digest::part(bytes, self.first * size, self.tensor.tiles() == 1)
+        };
+        let wanted = self.models.iter().enumerate().filter(|(_, (_, model))| *model < self.hashed);
+        wanted.map(of).collect()
     }
 
     /// The tile's part of the ties of a selection.
@@ -324,6 +349,7 @@ impl<'a> Slice<'a> {
             (stats.non_finite, stats.first_non_finite) = (count, first);
             stats.non_finite_inputs = vec![count; models];
         }
+        (stats.marks, stats.sums) = work.scratch.end_marks(self.len);
         let size = self.size(0) as usize;
         let begin = (self.first - self.from) as usize * size;
         (&self.bytes(&work.inputs, 0)[begin..begin + self.len as usize * size], stats)
@@ -370,6 +396,7 @@ impl<'a> Slice<'a> {
             }
         }
         (work.bytes, work.written) = (bytes, written);
+        (stats.marks, stats.sums) = work.scratch.end_marks(self.len);
         (&work.bytes, stats)
     }
 
@@ -442,7 +469,9 @@ impl<'a> Slice<'a> {
                 });
             }
         }
-        Ok((bytes, TileStats::copied(None)))
+        let mut stats = TileStats::copied(None);
+        stats.source_parts = self.source_parts(&work.inputs);
+        Ok((bytes, stats))
     }
 
     /// Fills in the tile's part of the tensor's BLAKE3.
@@ -452,6 +481,16 @@ impl<'a> Slice<'a> {
         } else {
             stats.chaining = digest::tile(bytes, self.output_offset());
         }
+    }
+
+    /// The bits of all tasks, one after the other, and the bytes of one; fills in their checksums.
+    pub fn take_marks(&self, stats: &mut TileStats) -> (Vec<u8>, usize) {
+        let marks = std::mem::take(&mut stats.marks);
+        let row = marks::row_bytes(self.len) as usize;
+        let alone = self.tensor.tiles() == 1;
+        let part = |task: usize| digest::part(&marks[task * row..(task + 1) * row], self.first / 8, alone);
+        stats.mark_parts = (0..self.tasks).map(part).collect();
+        (marks, row)
     }
 
     /// Offset of the tile in the output tensor.
@@ -474,6 +513,10 @@ impl TileStats {
             non_finite: 0,
             first_non_finite: None,
             copied: true,
+            marks: Vec::new(),
+            mark_parts: Vec::new(),
+            source_parts: Vec::new(),
+            sums: Vec::new(),
         }
     }
 }

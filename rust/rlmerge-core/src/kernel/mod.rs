@@ -9,6 +9,7 @@ pub mod combine;
 pub mod convert;
 pub mod lanes;
 pub mod level;
+pub mod masks;
 pub mod naive;
 pub mod philox;
 pub mod rng;

@@ -76,6 +76,18 @@ pub fn disjoint(values: &[f64], shares: &[f64], zero_is_plus: bool) -> (f64, f64
     (mix, divisor)
 }
 
+/// RAM's merge of one element from the experts' changes and scales: the only change times its scale, or the mean of
+/// several.
+pub fn unique_or_mean<'a>(changes: impl Iterator<Item = (f64, &'a f64)>) -> f64 {
+    let (mut count, mut sum, mut scaled) = (0.0, 0.0, 0.0);
+    for (change, scale) in changes {
+        count += f64::from(u8::from(change != 0.0));
+        sum += change;
+        scaled += scale * change;
+    }
+    if count > 1.0 { sum / count } else { scaled }
+}
+
 /// Sum over 16 lanes in the documented order.
 #[must_use]
 pub fn striped_sum(terms: &[f64]) -> f64 {

@@ -1,7 +1,7 @@
 //! One model's decoded chunk: in f32, or in f64 when any model stores this tensor as `F64`.
 
 use super::rng::Kept;
-use super::{CHUNK, Level, combine, convert, lanes};
+use super::{CHUNK, Level, combine, convert, lanes, masks};
 use crate::dtype::DType;
 
 /// The decoded chunk of one model.
@@ -204,6 +204,24 @@ impl Values {
         match self.numbers() {
             Numbers::Narrow(base) => combine::subtract_narrow(level, base, out),
             Numbers::Wide(base) => combine::subtract_wide(level, base, out),
+        }
+    }
+
+    /// `out = self` where the delta is the unified one and not zero.
+    pub fn take_where_unified(&self, level: Level, delta: &[f64], unified: &[f64], out: &mut [f64]) {
+        match self.numbers() {
+            Numbers::Narrow(v) => masks::take_narrow(level, v, delta, unified, out),
+            Numbers::Wide(v) => masks::take_wide(level, v, delta, unified, out),
+        }
+    }
+
+    /// `out = self` where the element's bit is clear, elsewhere `merged`, or `self + scale · (merged − self)` when the
+    /// scale is not 1.
+    pub fn expand(&self, level: Level, merged: &Self, bits: &[u8], scale: f64, out: &mut [f64]) {
+        match (self.numbers(), merged.numbers()) {
+            (Numbers::Narrow(b), Numbers::Narrow(m)) => masks::expand_narrow(level, b, m, bits, scale, out),
+            (Numbers::Wide(b), Numbers::Wide(m)) => masks::expand_wide(level, b, m, bits, scale, out),
+            _ => unreachable!("the models of a tensor share one width"),
         }
     }
 

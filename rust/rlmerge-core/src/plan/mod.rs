@@ -2,13 +2,17 @@
 //! decided before a tensor byte is touched.
 
 mod alignment;
+mod expand;
 pub mod family;
 pub mod layout;
+pub mod marks;
 pub mod method;
 pub mod modifiers;
 pub mod recipe;
 pub mod role;
 mod summary;
+
+pub use expand::{ExpandRequest, Expected, ExpectedTensor};
 
 use std::path::PathBuf;
 
@@ -155,6 +159,10 @@ pub struct MergePlan {
     pub tensors: Vec<PlannedTensor>,
     /// Output files.
     pub layout: Layout,
+    /// The file of masks beside them, where the method makes one.
+    pub marks: Option<marks::MarksFile>,
+    /// What the inputs have to be, where only certain ones will do.
+    pub expected: Option<Expected>,
     /// Set when the output's configuration must say whether its head is tied.
     pub tie_word_embeddings: Option<bool>,
     /// Worker threads.
@@ -270,8 +278,10 @@ impl MergePlan {
             (tensor.shard, tensor.offset) = (place.shard, place.offset);
         }
 
+        let marks = Self::lay_out_marks(&recipe, &settings, &programs, &tensors)?;
         let mut notes = settings.notes.clone();
         notes.extend(aligned.notes);
+        notes.extend(marks.iter().map(marks::MarksFile::note));
         let mut warnings: Vec<String> = models.iter().flat_map(|m| m.warnings().iter().cloned()).collect();
         warnings.extend(idle);
         if dtype.is_none() {
@@ -285,6 +295,8 @@ impl MergePlan {
             base,
             tensors,
             layout,
+            marks,
+            expected: None,
             tie_word_embeddings: aligned.untied_head.then_some(false),
             threads,
             notes,
@@ -369,7 +381,8 @@ impl MergePlan {
     /// Bytes written to the output's tensor files.
     #[must_use]
     pub fn bytes_to_write(&self) -> u64 {
-        self.layout.shards.iter().map(|s| s.bytes).sum()
+        let marks = self.marks.as_ref().map_or(0, |m| m.bytes);
+        marks + self.layout.shards.iter().map(|s| s.bytes).sum::<u64>()
     }
 
     /// Most memory that the merge takes, beyond the interpreter's: tiles in work, mapped pages and counters.
@@ -391,7 +404,10 @@ impl MergePlan {
         } else {
             0
         };
-        let digests = 32 * self.tensors.iter().map(PlannedTensor::tiles).max().unwrap_or(0);
+        let tasks = self.tensors.iter().map(|t| self.mark_rows(t) as u64).max().unwrap_or(0);
+        let a_worker = a_worker + 3 * tasks * (TILE_ELEMENTS / 8);
+        let hashes = 1 + tasks + self.hashed_models() as u64;
+        let digests = 40 * hashes * self.tensors.iter().map(PlannedTensor::tiles).max().unwrap_or(0);
         let tables = 512 * self.tensors.len() as u64 * (models + 1);
         self.threads as u64 * a_worker + scanning + digests + tables
     }

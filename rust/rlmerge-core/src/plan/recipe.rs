@@ -62,6 +62,9 @@ pub enum Durability {
 pub struct ModelEntry {
     /// Its file or folder.
     pub path: PathBuf,
+    /// What its task is called where masks are written; the last part of the path when absent.
+    #[serde(default)]
+    pub name: Option<String>,
     /// Parameters for this model alone.
     #[serde(default)]
     pub parameters: BTreeMap<String, Value>,

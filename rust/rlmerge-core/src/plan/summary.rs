@@ -50,8 +50,13 @@ impl MergePlan {
                 })).collect::<Vec<_>>(),
             })
         });
+        let mut masks = Map::new();
+        if let Some(marks) = &self.marks {
+            let facts = json!({"file": super::marks::FILE, "bytes": marks.bytes, "tasks": marks.tasks});
+            masks.insert("masks".into(), facts);
+        }
         let donor = self.models.iter().position(|m| m.config.is_some());
-        json!({
+        let mut plan = json!({
             "schema": "rlmerge.plan/1",
             "version": env!("CARGO_PKG_VERSION"),
             "method": self.settings.method.name,
@@ -88,6 +93,10 @@ impl MergePlan {
             },
             "notes": self.notes,
             "warnings": self.warnings,
-        })
+        });
+        if let Some(plan) = plan.as_object_mut() {
+            plan.extend(masks);
+        }
+        plan
     }
 }

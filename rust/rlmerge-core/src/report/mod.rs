@@ -48,6 +48,41 @@ pub struct TensorReport {
     pub expert_norms: Vec<Option<Norm>>,
     /// NaN and infinite values.
     pub non_finite: NonFiniteCounts,
+    /// BLAKE3 of each task's bits in the file of masks.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mask_blake3: Vec<String>,
+    /// BLAKE3 of the tensor in the first models, where something depends on them later.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub source_blake3: Vec<String>,
+    /// Sums that the method asked for.
+    #[serde(skip)]
+    pub sums: Vec<f64>,
+}
+
+/// The file of masks beside the output.
+#[derive(Debug, Clone, Serialize)]
+pub struct MarksReport {
+    /// Its name in the folder.
+    pub file: &'static str,
+    /// Name and version of its format.
+    pub format: &'static str,
+    /// Its size.
+    pub bytes: u64,
+    /// BLAKE3 of length and header.
+    pub header_blake3: String,
+    /// BLAKE3 of the tensor of scales.
+    pub scales_blake3: String,
+    /// The tasks, in the order of the masks.
+    pub tasks: Vec<TaskReport>,
+}
+
+/// A task whose model can be rebuilt.
+#[derive(Debug, Clone, Serialize)]
+pub struct TaskReport {
+    /// Its name.
+    pub name: String,
+    /// Factor of what its mask keeps.
+    pub scale: f64,
 }
 
 /// What modifiers learnt over the whole model.
@@ -95,4 +130,7 @@ pub struct Report {
     pub modifiers: Learnt,
     /// What looks wrong.
     pub warnings: Vec<String>,
+    /// The file of masks, where the method writes one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub masks: Option<MarksReport>,
 }

@@ -24,4 +24,4 @@ pub use index::{Index, read_index};
 pub use inspect::inspect;
 pub use mapping::Mapping;
 pub use quantised::quantised;
-pub use source::{FileIdentity, Shard};
+pub use source::{FileIdentity, Shard, read_report};

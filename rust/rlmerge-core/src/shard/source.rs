@@ -209,6 +209,29 @@ fn regular(path: &Path, metadata: &Metadata) -> Result<()> {
     Err(Error::NotACheckpoint { path: path.to_path_buf(), message: format!("{what}, not a file") })
 }
 
+/// Name of the report in a merged folder.
+const REPORT: &str = "rlmerge.json";
+/// Longest report: a kilobyte for each of more tensors than any model has.
+const MAX_REPORT_BYTES: u64 = 256 << 20;
+
+/// The report in a merged folder.
+///
+/// # Errors
+/// [`Error::NotACheckpoint`] when the folder has none, [`Error::BadConfig`] when it is not JSON.
+pub fn read_report(folder: &Path) -> Result<serde_json::Value> {
+    let path = folder.join(REPORT);
+    let bad = |message: String| Error::BadConfig { path: path.clone(), message };
+    look(folder)?;
+    let text = read_bounded(&path, MAX_REPORT_BYTES, bad).map_err(|e| match e {
+        Error::ModelNotFound { .. } => {
+            let message = format!("holds no `{REPORT}`: not a folder that rlmerge merged");
+            Error::NotACheckpoint { path: folder.to_path_buf(), message }
+        }
+        other => other,
+    })?;
+    serde_json::from_slice(&text).map_err(|e| bad(format!("not JSON: {e}")))
+}
+
 /// The contents of a small file of at most `limit` bytes. `bad` makes the error for what is not a
 /// regular file or too long.
 pub(super) fn read_bounded(path: &Path, limit: u64, bad: impl Fn(String) -> Error) -> Result<Vec<u8>> {

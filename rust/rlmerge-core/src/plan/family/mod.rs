@@ -3,6 +3,8 @@
 
 pub mod deltas;
 pub mod linear;
+pub mod masks;
+pub mod ram;
 pub mod slerp;
 
 use super::PlannedTensor;
@@ -11,7 +13,8 @@ use super::recipe::{Compat, Settings};
 use crate::error::{Error, Result};
 
 /// The rows of all families, in the order in which they are listed.
-pub static METHODS: &[&[Method]] = &[linear::METHODS, deltas::METHODS, slerp::METHODS];
+pub static METHODS: &[&[Method]] =
+    &[linear::METHODS, deltas::METHODS, slerp::METHODS, ram::METHODS, masks::METHODS];
 
 /// A method with its numbers filled in: what [`crate::exec`] interprets.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,6 +27,14 @@ pub enum Program {
     Deltas(deltas::Deltas),
     /// Spherical interpolation.
     Slerp(slerp::Slerp),
+    /// Reinforced Agent Merging.
+    Ram(ram::Ram),
+    /// TALL masks: consensus, or masks beside the model.
+    Tall(masks::Tall),
+    /// EMR-Merging.
+    Emr(masks::Emr),
+    /// One task's model out of a merged one and its masks.
+    Expand(masks::Expand),
 }
 
 impl Program {
@@ -41,6 +52,10 @@ impl Program {
             Self::Linear(p) => p,
             Self::Deltas(p) => p,
             Self::Slerp(p) => p,
+            Self::Ram(p) => p,
+            Self::Tall(p) => p,
+            Self::Emr(p) => p,
+            Self::Expand(p) => p,
         }
     }
 }
@@ -60,6 +75,11 @@ pub trait Family {
     /// stands alone.
     fn group(&self, _tensor: &PlannedTensor) -> u64 {
         1
+    }
+
+    /// The masks that are written beside the model.
+    fn marks(&self) -> Option<masks::Marks> {
+        None
     }
 }
 
