@@ -347,6 +347,27 @@ def test_folders_expand_into_complete_folders(tmp_path, method):
     same(tensorfile.read(tmp_path / "one.safetensors"), tensorfile.read(output))
 
 
+@pytest.mark.parametrize("method", ["tall_masks", "emr"])
+def test_modifiers_and_masks_go_together(tmp_path, method):
+    """What modifiers leave out of the merge has no masks: all tasks share it."""
+    trio = models.write_trio(tmp_path, "llama", experts=2)
+    folder = tmp_path / "merged"
+    modifiers = {"treat": {"embeddings": "mean", "norms": "base"}, "lines": ("auto", 0.5), "match_norm": "min"}
+    rlmerge.merge(trio.experts, base=trio.base, method=method, output=folder, **modifiers)
+    stored = tensorfile.read_raw(folder / "rlmerge.masks")
+    assert "masks/model.layers.0.mlp.up_proj.weight" in stored
+    assert not {"masks/model.embed_tokens.weight", "masks/model.norm.weight"} & stored.keys()
+    scale = json.loads((folder / "rlmerge.json").read_text())["masks"]["tasks"][1]["scale"]
+    rlmerge.expand(folder, "expert1", output=tmp_path / "again.safetensors")
+    now, again = tensorfile.read(folder), tensorfile.read(tmp_path / "again.safetensors")
+    for name, start in trio.base_tensors.items():
+        if f"masks/{name}" in stored:
+            want = masks.expand(start, now[name], unpacked(folder, name, start.shape)[1], scale)
+        else:
+            want = now[name]
+        assert (bits(again[name]) == bits(want)).all(), name
+
+
 def test_expanding_needs_the_bytes_of_the_merge(merged, tmp_path):
     base, experts = drawing.large("BF16", 2, n=5000)
     folder = merged("emr", base, experts)

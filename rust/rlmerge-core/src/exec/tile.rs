@@ -420,6 +420,7 @@ impl<'a> Slice<'a> {
         order: &mut dyn FnMut(&[u64]) -> Result<Vec<u64>>,
     ) -> Result<[f64; 2]> {
         let mut ties = self.share_ties(work, job, order)?;
+        work.scratch.begin_marks(self.tasks);
         let mut sums = [Lanes::default(); 2];
         let experts = self.models.len() - 1;
         self.for_chunks(work, Span::Touching, |chunk, squares| {
