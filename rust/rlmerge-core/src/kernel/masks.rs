@@ -38,7 +38,9 @@ fn unique_or_mean_of<const N: usize>(values: [&[f64]; N], scales: [f64; N], out:
             sum += v[i];
             scaled += scale * v[i];
         }
-        *o = if count > 1.0 { sum / count } else { scaled };
+        // One division for all, so that nothing branches.
+        let (shared, by) = if count > 1.0 { (sum, count) } else { (scaled, 1.0) };
+        *o = shared / by;
     }
 }
 
