@@ -6,7 +6,20 @@ a `Merged`: the result *before* the one rounding to the output dtype, and how la
 between two correct f64 evaluations of the same formula can be.
 """
 
-from tests.reference import dare, linear, passthrough, slerp, task_arithmetic, ties
+from tests.reference import (
+    arcee_fusion,
+    dare,
+    linear,
+    magmax,
+    metagpt,
+    nearswap,
+    passthrough,
+    pcb,
+    sce,
+    slerp,
+    task_arithmetic,
+    ties,
+)
 from tests.reference.conventions import Merged
 
 METHODS = {
@@ -17,6 +30,12 @@ METHODS = {
     "dare_ties": dare.merge_ties,
     "slerp": slerp.merge,
     "passthrough": passthrough.merge,
+    "magmax": magmax.merge,
+    "nearswap": nearswap.merge,
+    "sce": sce.merge,
+    "arcee_fusion": arcee_fusion.merge,
+    "pcb": pcb.merge,
+    "metagpt": metagpt.merge,
 }
 
 __all__ = ["METHODS", "Merged"]

@@ -36,6 +36,8 @@ class Merged:
     """Elements that keep the base's value and therefore its sign of zero."""
     open: np.ndarray | None = None
     """Elements at which infinity or NaN is equal in base and experts: no law says whether inf - inf counts."""
+    unsure: np.ndarray | None = None
+    """Elements whose value hangs on a comparison that rounding decides: they are held to nothing."""
     roundings: int = field(default=16)
     """Bound on the relative error of an f64 evaluation, in units of 2**-53 of `scale`."""
 
@@ -135,6 +137,8 @@ def assert_matches(got: np.ndarray, want: Merged, label: str = "") -> None:
     good = np.where(np.isnan(wide(low)) | np.isnan(wide(high)), nan | good, good & ~nan)
     if want.open is not None:
         good |= want.open & ~np.isfinite(wide(got))
+    if want.unsure is not None:
+        good |= want.unsure
     if want.kept is not None:
         middle = want.rounded()
         good &= ~want.kept | (bits(got) == bits(middle)) | nan

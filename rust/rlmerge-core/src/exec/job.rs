@@ -83,6 +83,8 @@ pub struct Partial {
     pub lanes: Vec<Lanes>,
     /// Whole numbers, added in any order.
     pub counts: Vec<i64>,
+    /// Largest numbers, compared in any order.
+    pub peaks: Vec<f64>,
     sums: Vec<(u64, Vec<f64>)>,
 }
 
@@ -118,7 +120,16 @@ impl Partial {
         for (a, b) in self.counts.iter_mut().zip(&other.counts) {
             *a += b;
         }
+        for (a, b) in self.peaks.iter_mut().zip(&other.peaks) {
+            *a = a.max(*b);
+        }
         self.sums.extend(other.sums);
+    }
+
+    /// The sums of each tile, in tile order.
+    pub fn sums_by_tile(mut self) -> Vec<Vec<f64>> {
+        self.sums.sort_unstable_by_key(|(ordinal, _)| *ordinal);
+        self.sums.into_iter().map(|(_, sums)| sums).collect()
     }
 
     /// The sums over all tiles, added in tile order so that they do not depend on who scanned what.
@@ -166,6 +177,11 @@ pub trait Job: Send + Sync {
     /// An empty accumulator for the next scan.
     fn partial(&self) -> Partial {
         Partial::default()
+    }
+
+    /// Whether the next scan has anything to gather from the tile that begins at this element of its tensor.
+    fn scans_tile(&self, _first: u64) -> bool {
+        true
     }
 
     /// Gathers from a chunk.

@@ -1,7 +1,7 @@
 //! Which job does the work of which program.
 
 use super::job::{Job, Scope};
-use super::{deltas, linear, slerp};
+use super::{deltas, element, linear, slerp};
 use crate::plan::family::Program;
 
 /// The program at work on a scope.
@@ -13,6 +13,7 @@ pub fn job<'p>(program: &'p Program, scope: Scope<'_>) -> Box<dyn Job + 'p> {
             divisor: plan.divisor,
         }),
         Program::Slerp(plan) => Box::new(slerp::SlerpJob::new(*plan)),
+        Program::Element(plan) => element::job(*plan, scope),
         Program::Deltas(plan) => Box::new(deltas::DeltasJob::new(plan, scope)),
     }
 }

@@ -2,6 +2,7 @@
 
 mod deltas;
 mod digest;
+mod element;
 mod job;
 mod jobs;
 mod linear;

@@ -20,10 +20,12 @@ use crate::report::{Learnt, TensorReport, Totals};
 use crate::shard::Checkpoint;
 use crate::writer::StagedFile;
 
-/// Values in the sample that a selection starts from, at most.
+/// Blocks in the sample that a selection starts from, at most.
 const SAMPLE_BLOCKS: u64 = 64;
 /// Elements in each block of the sample.
 const SAMPLE_BLOCK: u64 = 512;
+/// Elements up to which the sample is everything.
+pub const WHOLE_SAMPLE: u64 = SAMPLE_BLOCKS * SAMPLE_BLOCK;
 /// Counters of a selection within one tile.
 const SMALL_SELECTION: usize = 1 << 14;
 /// Tiles that are read ahead of each worker.
@@ -415,7 +417,8 @@ impl<'a> Run<'a> {
                 self.observer,
                 || scanning.partial(),
                 |work, partial, id, _| {
-                    if !mine(&self.plan.tensors[id.tensor]) {
+                    if !mine(&self.plan.tensors[id.tensor]) || !scanning.scans_tile(id.index * TILE_ELEMENTS)
+                    {
                         return Ok(());
                     }
                     self.read_ahead(id, &tiles);
@@ -539,7 +542,7 @@ impl<'a> Run<'a> {
         Slice::new(self.plan, self.models, tensor, first, len).modified(modified)
     }
 
-    /// Shows the job evenly spaced blocks of some tensors, or all of them if they are small.
+    /// Shows the job evenly spaced blocks of some tensors, of whole groups, or all of them if they are small.
     fn sample(
         &self,
         work: &mut Work,
@@ -549,14 +552,14 @@ impl<'a> Run<'a> {
     ) -> Result<()> {
         let sizes: Vec<(usize, u64)> = tensors.iter().map(|t| (*t, self.plan.tensors[*t].elements)).collect();
         let population: u64 = sizes.iter().map(|(_, n)| n).sum();
-        let everything = population <= SAMPLE_BLOCKS * SAMPLE_BLOCK;
+        let everything = population <= WHOLE_SAMPLE;
         let stride = if everything { 1 } else { population / SAMPLE_BLOCKS };
         let (mut before, mut next) = (0, 0);
         for (tensor, elements) in sizes {
             if everything {
                 let slice = self.sampled(tensor, 0, elements, factors.of(tensor));
                 slice.fetch(work)?;
-                slice.for_chunks(work, Span::Elements, |chunk, _| job.sample(chunk));
+                slice.for_chunks(work, Span::Touching, |chunk, _| job.sample(chunk));
                 continue;
             }
             while next < before + elements && next < stride * SAMPLE_BLOCKS {
@@ -564,8 +567,9 @@ impl<'a> Run<'a> {
                 let slice =
                     self.sampled(tensor, first, SAMPLE_BLOCK.min(elements - first), factors.of(tensor));
                 slice.fetch(work)?;
-                slice.for_chunks(work, Span::Elements, |chunk, _| job.sample(chunk));
-                next += stride;
+                slice.for_chunks(work, Span::Touching, |chunk, _| job.sample(chunk));
+                // A group longer than the stride is met once.
+                next += stride.max((before + slice.end()).saturating_sub(next));
             }
             before += elements;
         }

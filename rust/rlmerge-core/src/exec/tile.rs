@@ -179,6 +179,11 @@ impl<'a> Slice<'a> {
         }
     }
 
+    /// Where the last group that reaches into the slice ends.
+    pub fn end(&self) -> u64 {
+        self.to
+    }
+
     /// Source bytes of all models.
     pub fn source_bytes(&self) -> u64 {
         (0..self.models.len()).map(|at| self.len * self.size(at)).sum()

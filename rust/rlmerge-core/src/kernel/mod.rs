@@ -7,6 +7,8 @@
 
 pub mod combine;
 pub mod convert;
+pub mod element;
+pub mod elementary;
 pub mod lanes;
 pub mod level;
 pub mod naive;

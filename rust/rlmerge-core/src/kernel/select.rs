@@ -1,7 +1,8 @@
 //! Exact selection of the k largest magnitudes by counting, without sorting or copying a tensor.
 //!
 //! A key is the bit pattern of `|δ|` in the arithmetic of the tensor (f32, or f64), which orders like the
-//! magnitude. A scan counts how many keys lie above a window and how they spread inside it; the window then shrinks to the bin
+//! magnitude; methods that rank elements by something else give f64 scores of any sign instead
+//! ([`Selection::of_scores`]). A scan counts how many keys lie above a window and how they spread inside it; the window then shrinks to the bin
 //! that holds the k-th largest, until a bin is one key wide. A sample proposes the first window, so
 //! that one scan is normally enough; a bad sample costs a further scan and never a wrong answer.
 
@@ -11,11 +12,13 @@ use super::values::{Numbers, Values};
 
 /// All bits of an f32 but the sign.
 const NARROW_MAGNITUDE: u32 = u32::MAX >> 1;
+/// The sign of an f64.
+const SIGN: u64 = !MAGNITUDE;
 
-/// The k-th largest magnitude and its ties.
+/// The k-th largest magnitude, or score, and its ties.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
-    /// Bits of the threshold magnitude as f64.
+    /// Bits of the threshold magnitude, or score, as f64.
     pub threshold: u64,
     /// Number of elements at the threshold.
     pub ties: u64,
@@ -49,12 +52,30 @@ impl Tally {
     }
 }
 
+/// What is ranked, and how its keys are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keys {
+    /// Magnitudes of f32.
+    Narrow,
+    /// Magnitudes of f64.
+    Wide,
+    /// Scores in f64 with their sign, none of them NaN.
+    Scores,
+}
+
+/// Key of a score: orders like the score, and both zeros have the same.
+#[inline(always)]
+fn score_key(score: f64) -> u64 {
+    let bits = (score + 0.0).to_bits();
+    bits ^ (((bits as i64) >> 63) as u64 | SIGN)
+}
+
 /// The search for one cut.
 #[derive(Debug, Clone)]
 pub struct Selection {
     rank: u64,
     max_bins: usize,
-    wide: bool,
+    keys: Keys,
     low: u64,
     shift: u32,
     bins: usize,
@@ -69,28 +90,52 @@ impl Selection {
     /// `wide` says that values carry full f64 precision.
     #[must_use]
     pub fn new(rank: u64, max_bins: usize, wide: bool) -> Self {
-        let mut s = Self { rank, max_bins, wide, low: 0, shift: 0, bins: 0, favourite: None, cut: None };
+        Self::of(rank, max_bins, if wide { Keys::Wide } else { Keys::Narrow })
+    }
+
+    /// Looks for the `rank`-th largest of f64 scores, none of which is NaN.
+    #[must_use]
+    pub fn of_scores(rank: u64, max_bins: usize) -> Self {
+        Self::of(rank, max_bins, Keys::Scores)
+    }
+
+    fn of(rank: u64, max_bins: usize, keys: Keys) -> Self {
+        let mut s = Self { rank, max_bins, keys, low: 0, shift: 0, bins: 0, favourite: None, cut: None };
         s.set_window(0, s.end_of_keys());
         s
     }
 
+    /// Changes the rank that is looked for: where it depends on what a scan counts, before learning from that scan.
+    pub fn set_rank(&mut self, rank: u64) {
+        self.rank = rank;
+    }
+
     /// One past the largest key.
     fn end_of_keys(&self) -> u64 {
-        if self.wide { MAGNITUDE + 1 } else { u64::from(NARROW_MAGNITUDE) + 1 }
+        match self.keys {
+            Keys::Narrow => u64::from(NARROW_MAGNITUDE) + 1,
+            Keys::Wide => MAGNITUDE + 1,
+            Keys::Scores => score_key(f64::INFINITY) + 1,
+        }
     }
 
     /// Key of a delta; in f32 arithmetic an f64 that holds one has an f32's value.
     fn key(&self, value: f64) -> u64 {
-        if self.wide {
-            value.to_bits() & MAGNITUDE
-        } else {
-            u64::from((value as f32).to_bits() & NARROW_MAGNITUDE)
+        match self.keys {
+            Keys::Narrow => u64::from((value as f32).to_bits() & NARROW_MAGNITUDE),
+            Keys::Wide => value.to_bits() & MAGNITUDE,
+            Keys::Scores => score_key(value),
         }
     }
 
-    /// Bits, as f64, of the magnitude with this key.
+    /// Bits, as f64, of the magnitude or score with this key.
     fn magnitude(&self, key: u64) -> u64 {
-        if self.wide { key } else { f64::from(f32::from_bits(key as u32)).to_bits() }
+        match self.keys {
+            Keys::Narrow => f64::from(f32::from_bits(key as u32)).to_bits(),
+            Keys::Wide => key,
+            Keys::Scores if key & SIGN != 0 => key & MAGNITUDE,
+            Keys::Scores => !key,
+        }
     }
 
     /// The answer, once found.
@@ -159,31 +204,39 @@ impl Selection {
         Tally { above: 0, bins: vec![Bin::default(); self.bins] }
     }
 
+    /// Number of keys in the window; one that reaches beyond the last key ends there.
+    fn width(&self) -> u64 {
+        let bins = (self.bins as u128) << self.shift;
+        bins.min(u128::from(self.end_of_keys() - self.low)) as u64
+    }
+
     fn end(&self) -> u64 {
-        self.low + ((self.bins as u64) << self.shift)
+        self.low + self.width()
+    }
+
+    /// Counts a chunk of scores.
+    pub fn count_scores(&self, level: Level, scores: &[f64], tally: &mut Tally) {
+        tally.above +=
+            count_scores(level, scores, self.low, self.width(), self.shift, self.favourite, &mut tally.bins);
     }
 
     /// Counts a chunk of the deltas of `expert`.
     pub fn count(&self, level: Level, expert: &Values, base: &Values, tally: &mut Tally) {
-        let (low, width, favourite) = (self.low, (self.bins as u64) << self.shift, self.favourite);
+        let (low, width, favourite) = (self.low, self.width(), self.favourite);
         tally.above += match (expert.numbers(), base.numbers()) {
-            (Numbers::Narrow(x), Numbers::Narrow(b)) if self.wide => {
+            (Numbers::Narrow(x), Numbers::Narrow(b)) if self.keys == Keys::Wide => {
                 count_widened(level, x, b, low, width, self.shift, favourite, &mut tally.bins)
             }
-            (Numbers::Narrow(x), Numbers::Narrow(b)) => {
-                // Keys of f32 end below 2^31, so a window that reaches further is cut there.
-                let width = width.min(self.end_of_keys() - low) as u32;
-                count_narrow(
-                    level,
-                    x,
-                    b,
-                    low as u32,
-                    width,
-                    self.shift,
-                    favourite.map(|f| f as u32),
-                    &mut tally.bins,
-                )
-            }
+            (Numbers::Narrow(x), Numbers::Narrow(b)) => count_narrow(
+                level,
+                x,
+                b,
+                low as u32,
+                width as u32,
+                self.shift,
+                favourite.map(|f| f as u32),
+                &mut tally.bins,
+            ),
             (Numbers::Wide(x), Numbers::Wide(b)) => {
                 count_wide(level, x, b, low, width, self.shift, favourite, &mut tally.bins)
             }
@@ -240,29 +293,33 @@ const BITS: [u32; ROW] = {
     bits
 };
 
+/// A counter of the keys that `$key` makes of one element of each slice. `$rows` and `$tail` go through whole rows
+/// and what is left of them.
 macro_rules! counters {
-    ($name:ident, $ty:ty, $bits:ty, $magnitude:expr, $width:ty) => {
+    (
+        $name:ident($($slice:ident: $ty:ty),+) by $bits:ty,
+        $rows:expr, |$row:pat_param, $i:ident| $key:expr,
+        $tail:expr, |$one:pat_param| $last:expr $(,)?
+    ) => {
         kernel! {
-            /// Counts deltas by their bins in the window of `width` keys from `low`, and returns how many lie above.
-            fn $name(expert: &[$ty], base: &[$ty], low: $bits, width: $bits, shift: u32, favourite: Option<$bits>, bins: &mut [Bin]) -> u64 {
+            /// Counts elements by their bins in the window of `width` keys from `low`, and returns how many lie above.
+            fn $name($($slice: &[$ty],)+ low: $bits, width: $bits, shift: u32, favourite: Option<$bits>, bins: &mut [Bin]) -> u64 {
                 let mut above = 0;
                 let mut favourites = 0;
                 // No offset in the window is as large as this.
                 let alike = favourite.unwrap_or(<$bits>::MAX);
                 let end = low + width;
-                let (rows_x, tail_x) = expert.as_chunks::<ROW>();
-                let (rows_b, tail_b) = base.as_chunks::<ROW>();
-                for (x, b) in rows_x.iter().zip(rows_b) {
+                for $row in $rows {
                     // Step by step through small arrays, which the compiler turns into vectors and their
                     // comparisons into masks.
                     let mut offsets = [0; ROW];
                     let mut bits = [0u32; ROW];
                     let (mut beyond, mut same) = (0u32, 0u32);
-                    for i in 0..ROW {
-                        let key = <$width>::from(x[i] - b[i]).to_bits() & $magnitude;
-                        offsets[i] = key.wrapping_sub(low);
-                        bits[i] = if offsets[i] < width && offsets[i] != alike { BITS[i] } else { 0 };
-                        same += u32::from(offsets[i] == alike);
+                    for $i in 0..ROW {
+                        let key = $key;
+                        offsets[$i] = key.wrapping_sub(low);
+                        bits[$i] = if offsets[$i] < width && offsets[$i] != alike { BITS[$i] } else { 0 };
+                        same += u32::from(offsets[$i] == alike);
                         beyond += u32::from(key >= end);
                     }
                     let mut inside = 0;
@@ -285,8 +342,8 @@ macro_rules! counters {
                     bin.count += favourites;
                     bin.union |= if favourites > 0 { u64::from(offset) } else { 0 };
                 }
-                for (x, b) in tail_x.iter().zip(tail_b) {
-                    let key = <$width>::from(x - b).to_bits() & $magnitude;
+                for $one in $tail {
+                    let key = $last;
                     let offset = key.wrapping_sub(low);
                     if key >= end {
                         above += 1;
@@ -302,10 +359,35 @@ macro_rules! counters {
     };
 }
 
-counters!(count_narrow, f32, u32, NARROW_MAGNITUDE, f32);
-counters!(count_wide, f64, u64, MAGNITUDE, f64);
+counters!(
+    count_narrow(expert: f32, base: f32) by u32,
+    expert.as_chunks::<ROW>().0.iter().zip(base.as_chunks::<ROW>().0),
+    |(x, b), i| (x[i] - b[i]).to_bits() & NARROW_MAGNITUDE,
+    expert.as_chunks::<ROW>().1.iter().zip(base.as_chunks::<ROW>().1),
+    |(x, b)| (x - b).to_bits() & NARROW_MAGNITUDE,
+);
+counters!(
+    count_wide(expert: f64, base: f64) by u64,
+    expert.as_chunks::<ROW>().0.iter().zip(base.as_chunks::<ROW>().0),
+    |(x, b), i| (x[i] - b[i]).to_bits() & MAGNITUDE,
+    expert.as_chunks::<ROW>().1.iter().zip(base.as_chunks::<ROW>().1),
+    |(x, b)| (x - b).to_bits() & MAGNITUDE,
+);
 // Over a whole model f32 deltas rank among f64 ones, by the same keys.
-counters!(count_widened, f32, u64, MAGNITUDE, f64);
+counters!(
+    count_widened(expert: f32, base: f32) by u64,
+    expert.as_chunks::<ROW>().0.iter().zip(base.as_chunks::<ROW>().0),
+    |(x, b), i| f64::from(x[i] - b[i]).to_bits() & MAGNITUDE,
+    expert.as_chunks::<ROW>().1.iter().zip(base.as_chunks::<ROW>().1),
+    |(x, b)| f64::from(x - b).to_bits() & MAGNITUDE,
+);
+counters!(
+    count_scores(scores: f64) by u64,
+    scores.as_chunks::<ROW>().0,
+    |row, i| score_key(row[i]),
+    scores.as_chunks::<ROW>().1,
+    |one| score_key(*one),
+);
 
 #[cfg(test)]
 mod tests {
@@ -402,6 +484,46 @@ mod tests {
         let (cut, scans) = search(&values, 20_000, 1 << 10, false, Some(&sample));
         assert_eq!(cut, by_sorting(&values, 20_000));
         assert!(scans > 1);
+    }
+
+    #[test]
+    fn scores_of_both_signs_are_ranked_like_sorting() {
+        let mut values = noise(20_011, true);
+        values[5..905].fill(0.0);
+        values[905..1000].fill(-0.0);
+        values[1000..1900].fill(-1e-9);
+        values[1900] = f64::INFINITY;
+        values[1901] = f64::NEG_INFINITY;
+        let mut sorted = values.clone();
+        sorted.sort_unstable_by(|a, b| b.partial_cmp(a).unwrap());
+        let sample: Vec<f64> = values.iter().step_by(7).copied().collect();
+        for rank in [1, 2, 700, 9_000, 9_800, 10_400, 11_000, 20_010, 20_011] {
+            for bins in [1024, 1 << 16] {
+                for sample in [None, Some(&sample), Some(&values)] {
+                    let mut s = Selection::of_scores(7, bins);
+                    s.set_rank(rank);
+                    if let Some(sample) = sample {
+                        s.propose(sample, values.len() as u64);
+                    }
+                    let mut scans = 0;
+                    while s.cut().is_none() {
+                        let mut tally = s.tally();
+                        for chunk in values.chunks(1000) {
+                            s.count_scores(Level::choose(), chunk, &mut tally);
+                        }
+                        s.learn(&tally);
+                        scans += 1;
+                        assert!(scans < 40, "no end");
+                    }
+                    let cut = s.cut().unwrap();
+                    let threshold = f64::from_bits(cut.threshold);
+                    assert_eq!(threshold, sorted[rank as usize - 1], "rank {rank}");
+                    let above = sorted.iter().filter(|v| **v > threshold).count() as u64;
+                    let ties = sorted.iter().filter(|v| **v == threshold).count() as u64;
+                    assert_eq!((cut.ties, cut.kept_ties), (ties, rank - above), "rank {rank}");
+                }
+            }
+        }
     }
 
     #[test]

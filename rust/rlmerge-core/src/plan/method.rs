@@ -67,6 +67,9 @@ impl Kind {
             Self::Number { low, high, .. } if low.is_infinite() && high.is_infinite() => {
                 "any finite number".into()
             }
+            Self::Number { low, high, open } if high.is_infinite() => {
+                format!("a number {} {low}", if *open { "above" } else { "of at least" })
+            }
             Self::Number { low, high, open } => {
                 format!("a number in {}{low}, {high}]", if *open { '(' } else { '[' })
             }

@@ -2,6 +2,7 @@
 //! ([`Program`]), and, under the same name in `exec` and `kernel`, what is done with a tensor.
 
 pub mod deltas;
+pub mod element;
 pub mod linear;
 pub mod slerp;
 
@@ -11,7 +12,7 @@ use super::recipe::{Compat, Settings};
 use crate::error::{Error, Result};
 
 /// The rows of all families, in the order in which they are listed.
-pub static METHODS: &[&[Method]] = &[linear::METHODS, deltas::METHODS, slerp::METHODS];
+pub static METHODS: &[&[Method]] = &[linear::METHODS, deltas::METHODS, slerp::METHODS, element::METHODS];
 
 /// A method with its numbers filled in: what [`crate::exec`] interprets.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,6 +25,8 @@ pub enum Program {
     Deltas(deltas::Deltas),
     /// Spherical interpolation.
     Slerp(slerp::Slerp),
+    /// An element-wise method.
+    Element(element::Element),
 }
 
 impl Program {
@@ -41,6 +44,7 @@ impl Program {
             Self::Linear(p) => p,
             Self::Deltas(p) => p,
             Self::Slerp(p) => p,
+            Self::Element(p) => p,
         }
     }
 }

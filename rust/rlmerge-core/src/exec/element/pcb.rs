@@ -1,0 +1,200 @@
+//! PCB-Merging: a scan for the quantiles of the magnitudes, which the scores need; one for the quantile and the
+//! largest of the scores; then the mean.
+
+use super::load_deltas;
+use crate::error::Result;
+use crate::exec::job::{Chunk, Job, Partial, Scope, Ties};
+use crate::kernel::element::{self, Rival};
+use crate::kernel::lanes::Lanes;
+use crate::kernel::select::{Selection, Tally};
+
+/// The authors divide by this much at least.
+const LEAST_SHARE: f64 = 1e-12;
+
+/// What is learnt next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// Quantiles of magnitudes.
+    Clip,
+    /// Quantile and largest of scores.
+    Score,
+    Done,
+}
+
+/// What is looked for in one expert.
+struct Search {
+    low: Selection,
+    high: Selection,
+    cut: Selection,
+    rival: Rival,
+}
+
+/// PCB-Merging at work on a scope.
+pub struct PcbJob {
+    elements: u64,
+    lambda: f64,
+    step: Step,
+    experts: Vec<Search>,
+    /// Sampled deltas of each expert, and their sums.
+    sample: Vec<Vec<f64>>,
+    totals: Vec<f64>,
+}
+
+impl PcbJob {
+    /// For a tensor or the whole model.
+    pub fn new(experts: usize, ratio: f64, clip: f64, lambda: f64, scope: Scope<'_>) -> Self {
+        let n = scope.elements;
+        let clipped = ((clip * n as f64) as u64).min(n.saturating_sub(1) / 2);
+        let dropped = ((1.0 - ratio) * n as f64) as u64;
+        // Two selections of an expert are counted at a time.
+        let bins = (scope.bins / 2).max(1024);
+        let search = || Search {
+            low: Selection::of_scores(n - clipped, bins),
+            high: Selection::of_scores(1 + clipped, bins),
+            cut: Selection::of_scores((n - dropped.min(n)).max(1), bins),
+            rival: Rival { low: 0.0, high: 0.0, count: experts as f64, cut: 0.0, peak: f64::NEG_INFINITY },
+        };
+        Self {
+            elements: n,
+            lambda,
+            step: if n == 0 { Step::Done } else { Step::Clip },
+            experts: (0..experts).map(|_| search()).collect(),
+            sample: vec![Vec::new(); experts],
+            totals: Vec::new(),
+        }
+    }
+
+    /// Goes on to the scores once all magnitudes are known, and starts from those of the sample.
+    fn learn_clips(&mut self) {
+        for search in &mut self.experts {
+            let (Some(low), Some(high)) = (value(&search.low), value(&search.high)) else { return };
+            (search.rival.low, search.rival.high) = (low, high);
+        }
+        self.step = Step::Score;
+        for (search, sample) in self.experts.iter_mut().zip(&mut self.sample) {
+            for (value, total) in sample.iter_mut().zip(&self.totals) {
+                *value = search.rival.score(*value, *total);
+            }
+            search.cut.propose(sample, self.elements);
+            search.rival.peak = sample.iter().copied().fold(search.rival.peak, f64::max);
+            *sample = Vec::new();
+        }
+        self.totals = Vec::new();
+        self.learn_cuts();
+    }
+
+    /// Ends the search once all thresholds are known. A sample that knows them is the whole scope, and knows the
+    /// largest scores too.
+    fn learn_cuts(&mut self) {
+        for search in &mut self.experts {
+            let Some(cut) = value(&search.cut) else { return };
+            search.rival.cut = cut;
+        }
+        self.step = Step::Done;
+    }
+}
+
+fn value(selection: &Selection) -> Option<f64> {
+    selection.cut().map(|c| f64::from_bits(c.threshold))
+}
+
+impl Job for PcbJob {
+    fn wants_sample(&self) -> bool {
+        self.step == Step::Clip
+    }
+
+    fn sample(&mut self, chunk: &mut Chunk<'_>) {
+        load_deltas(chunk, self.experts.len(), None);
+        for (at, sample) in self.sample.iter_mut().enumerate() {
+            sample.extend_from_slice(chunk.scratch.delta(at, chunk.len));
+        }
+        self.totals.extend_from_slice(&chunk.scratch.total[..chunk.len]);
+    }
+
+    fn end_sample(&mut self, population: u64) {
+        for (search, sample) in self.experts.iter_mut().zip(&self.sample) {
+            let sizes: Vec<f64> = sample.iter().map(|v| v.abs()).collect();
+            search.low.propose(&sizes, population);
+            search.high.propose(&sizes, population);
+        }
+        self.learn_clips();
+    }
+
+    fn needs_scan(&self) -> bool {
+        self.step != Step::Done
+    }
+
+    fn partial(&self) -> Partial {
+        let tally = |s: &Selection| if s.cut().is_none() { s.tally() } else { Tally::default() };
+        let tallies = match self.step {
+            Step::Clip => self.experts.iter().flat_map(|s| [tally(&s.low), tally(&s.high)]).collect(),
+            Step::Score => self.experts.iter().map(|s| tally(&s.cut)).collect(),
+            Step::Done => Vec::new(),
+        };
+        let mut partial = Partial::with_tallies(tallies);
+        partial.peaks = vec![f64::NEG_INFINITY; self.experts.len()];
+        partial
+    }
+
+    fn scan(&self, chunk: &mut Chunk<'_>, partial: &mut Partial) {
+        load_deltas(chunk, self.experts.len(), None);
+        let (level, len) = (chunk.level, chunk.len);
+        let scratch = &mut *chunk.scratch;
+        let (total, scores) = (&mut scratch.total[..len], &mut scratch.out[..len]);
+        for (at, search) in self.experts.iter().enumerate() {
+            let delta = &scratch.deltas[at * scratch.stride..][..len];
+            let mut count = |selection: &Selection, scores: &[f64], at: usize| {
+                if selection.cut().is_none() {
+                    selection.count_scores(level, scores, &mut partial.tallies[at]);
+                }
+            };
+            if self.step == Step::Clip {
+                element::magnitudes(level, delta, 1.0, scores);
+                count(&search.low, scores, 2 * at);
+                count(&search.high, scores, 2 * at + 1);
+            } else {
+                element::compete(level, delta, total, search.rival, scores);
+                count(&search.cut, scores, at);
+                partial.peaks[at] = partial.peaks[at].max(element::greatest(level, scores));
+            }
+        }
+    }
+
+    fn learn(&mut self, partial: Partial, _tensor: &str) -> Result<()> {
+        let learn = |selection: &mut Selection, tally: &Tally| {
+            if selection.cut().is_none() {
+                selection.learn(tally);
+            }
+        };
+        if self.step == Step::Clip {
+            for (search, tallies) in self.experts.iter_mut().zip(partial.tallies.chunks_exact(2)) {
+                learn(&mut search.low, &tallies[0]);
+                learn(&mut search.high, &tallies[1]);
+            }
+            self.learn_clips();
+        } else {
+            for (at, search) in self.experts.iter_mut().enumerate() {
+                learn(&mut search.cut, &partial.tallies[at]);
+                search.rival.peak = search.rival.peak.max(partial.peaks[at]);
+            }
+            self.learn_cuts();
+        }
+        Ok(())
+    }
+
+    fn apply(&self, chunk: &mut Chunk<'_>, _ties: &mut [Ties], squares: &mut [Lanes]) {
+        load_deltas(chunk, self.experts.len(), Some(squares));
+        let (level, len) = (chunk.level, chunk.len);
+        let scratch = &mut *chunk.scratch;
+        let (deltas, share) = scratch.deltas.split_at_mut(self.experts.len() * scratch.stride);
+        let (total, mix, share) = (&scratch.total[..len], &mut scratch.out[..len], &mut share[..len]);
+        mix.fill(0.0);
+        share.fill(0.0);
+        for (delta, search) in deltas.chunks(scratch.stride).zip(&self.experts) {
+            element::add_scaled(level, &delta[..len], total, search.rival, mix, share);
+        }
+        element::divide_by_share(level, mix, share, LEAST_SHARE);
+        element::show_non_finite(level, total, mix);
+        chunk.values[0].add_change(level, self.lambda, mix);
+    }
+}
