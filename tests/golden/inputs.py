@@ -56,7 +56,16 @@ SETTINGS: dict[str, tuple[str, dict, dict]] = {
     "dare_ties": ("dare_ties", {"density": 0.25}, {"seed": 1}),
     "slerp": ("slerp", {"t": 0.25}, {}),
     "passthrough": ("passthrough", {"scale": 0.75}, {}),
+    "magmax": ("magmax", {}, {}),
+    "nearswap": ("nearswap", {"t": 0.015625}, {}),
+    "sce": ("sce", {}, {}),
+    "sce-mergekit": ("sce", {"select_topk": 0.5}, {"compat": "mergekit"}),
+    "arcee_fusion": ("arcee_fusion", {}, {}),
+    "metagpt": ("metagpt", {}, {}),
 }
+
+#: Methods of one expert.
+ALONE = ("passthrough", "nearswap", "arcee_fusion")
 
 
 def cases() -> dict[str, Golden]:
@@ -64,7 +73,7 @@ def cases() -> dict[str, Golden]:
     out = {}
     for dtype in DTYPES_TESTED:
         for name, (method, parameters, options) in SETTINGS.items():
-            base, experts = models(dtype, 1 if method == "passthrough" else 2)
+            base, experts = models(dtype, 1 if method in ALONE else 2)
             if method in ("linear", "slerp", "passthrough"):
                 base = None
             out[f"{name}-{dtype}"] = Golden(method, base, experts, parameters, options)

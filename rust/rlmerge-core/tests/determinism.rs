@@ -18,6 +18,11 @@ fn cases() -> Vec<(&'static Method, Value)> {
         ("ties", json!({"scope": "model", "zero_sign": "majority", "rescale": "l2"})),
         ("ties", json!({"ties": "all", "rescale": "l1", "density": [0.1, 0.9]})),
         ("dare_ties", json!({"zero_sign": "majority", "rescale": "l1"})),
+        ("sce", json!({"select_topk": 0.5})),
+        ("sce", json!({"select_topk": 1.0})),
+        ("nearswap", json!({"t": 0.001})),
+        ("pcb", json!({"scope": "model", "ratio": 0.3})),
+        ("metagpt", json!({"scope": "tensor"})),
     ] {
         cases.push((Method::find(name).expect("a row of the table"), parameters));
     }

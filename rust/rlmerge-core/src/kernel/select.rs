@@ -261,7 +261,8 @@ impl Selection {
                     let threshold = self.magnitude(threshold);
                     self.cut = Some(Cut { threshold, ties: *count, kept_ties: self.rank - above });
                 } else {
-                    self.set_window(threshold, threshold + (1 << self.shift));
+                    let end = threshold.saturating_add(1 << self.shift);
+                    self.set_window(threshold, end.min(self.end_of_keys()));
                 }
                 return;
             }

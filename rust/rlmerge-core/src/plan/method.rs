@@ -67,7 +67,7 @@ impl Kind {
             Self::Number { low, high, .. } if low.is_infinite() && high.is_infinite() => {
                 "any finite number".into()
             }
-            Self::Number { low, high, open } if high.is_infinite() => {
+            Self::Number { low, high, open } if *high >= f64::MAX => {
                 format!("a number {} {low}", if *open { "above" } else { "of at least" })
             }
             Self::Number { low, high, open } => {
