@@ -319,7 +319,10 @@ def test_metagpt_weighs_by_norms_of_the_whole_model():
 
 def test_magmax_takes_the_last_of_equals():
     base = {"w": np.ones(3, ml_dtypes.bfloat16)}
-    experts = [{"w": np.array([2, 0, 1.5]).astype(ml_dtypes.bfloat16)}, {"w": np.array([0, 2, 1.25]).astype(ml_dtypes.bfloat16)}]
+    experts = [
+        {"w": np.array([2, 0, 1.5]).astype(ml_dtypes.bfloat16)},
+        {"w": np.array([0, 2, 1.25]).astype(ml_dtypes.bfloat16)},
+    ]
     assert merging.merge("magmax", experts, base, parameters={"lambda": 1.0})["w"].tolist() == [0, 2, 1.5]
     assert merging.merge("magmax", experts[::-1], base, parameters={"lambda": 1.0})["w"].tolist() == [2, 0, 1.5]
 

@@ -30,7 +30,11 @@ def merge(base: c.Model, experts, *, t=None, dtype=None, compat="paper"):
         with np.errstate(all="ignore"):
             size = np.abs(d)
             q = np.minimum(t / np.maximum(size, least), 1.0)
-            step = np.where(size > t, np.copysign(t, d), d) if t >= least else np.where(size < least, d * q, np.copysign(t, d))
+            step = (
+                np.where(size > t, np.copysign(t, d), d)
+                if t >= least
+                else np.where(size < least, d * q, np.copysign(t, d))
+            )
             step = np.where(np.isfinite(d), step, d)
         merged = c.add_to_base(start, [x], step, np.abs(step), target, d == 0)
         if t >= least:

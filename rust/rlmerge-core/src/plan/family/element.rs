@@ -68,7 +68,10 @@ pub const METHODS: &[Method] = &[
         title: "SCE (FuseChat)",
         summary: "Selects the elements that vary most between the experts, weighs the experts by the squares of what is left, and erases the deltas against the elected sign.",
         formula: "keep the ⌊τ n + ½⌋ largest of the n non-zero variances of δ₁…δₙ, one at least; ωᵢ = mean δᵢ² / Σ mean δⱼ²; γ = sign Σ δᵢ; θ = θ₀ + Σ_{sign δᵢ=γ} ωᵢ δᵢ / Σ_{sign δᵢ=γ} ωᵢ",
-        paper: ("Wan et al., FuseChat, EMNLP 2025", "https://arxiv.org/abs/2408.07990"),
+        paper: (
+            "Wan et al., FuseChat: knowledge fusion of chat models, 2024",
+            "https://arxiv.org/abs/2408.07990",
+        ),
         base: BaseUse::Required,
         experts: (1, None),
         reads: 1,
