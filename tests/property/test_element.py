@@ -136,8 +136,14 @@ def test_three_experts_in_any_order(method, scope):
 @pytest.mark.parametrize("dtype", ARITHMETIC)
 @pytest.mark.parametrize(
     ("method", "parameters"),
-    [("magmax", {"lambda": 1.0}), ("sce", {}), ("sce", {"select_topk": 1.0}), ("metagpt", {}), ("metagpt", {"scope": "tensor"})],
-)  # fmt: skip
+    [
+        ("magmax", {"lambda": 1.0}),
+        ("sce", {}),
+        ("sce", {"select_topk": 1.0}),
+        ("metagpt", {}),
+        ("metagpt", {"scope": "tensor"}),
+    ],
+)
 def test_one_expert_gives_its_own_bytes(method, parameters, dtype):
     expert = {"w": every_pattern(dtype), "scalar": every_pattern(dtype)[0].reshape(())}
     base = {n: t.ravel()[::-1].reshape(t.shape).copy() for n, t in expert.items()}

@@ -8,10 +8,10 @@ Du et al., "Parameter competition balancing for model merging", NeurIPS 2024, ar
     omega_i = minmax of max(beta_i, its element floor((1 - r) n) in ascending order), r = 0.1
     y = b + lambda sum_i omega_i clipped(d_i) / max(sum_i omega_i, 1e-12),   lambda = 1.2
 
-Ours where the authors divide by zero: a minmax of equal magnitudes is 1; an omega of equal scores is 1 for those
-that are above zero. The clip at the upper end drops as many as at the lower (theirs one more where q n is no whole number).
-beta_i is divided by exp(N), which changes no omega and keeps it finite. Elements at which the sum over experts is not
-finite count as unchanged, and come out as that sum.
+Ours where the authors divide by zero: a minmax of equal magnitudes is 1; an omega of equal scores is 1 for
+those that are above zero. The clip at the upper end drops as many as at the lower (theirs one more where q n
+is no whole number). beta_i is divided by exp(N), which changes no omega and keeps it finite. Elements at
+which the sum over experts is not finite count as unchanged, and come out as that sum.
 """
 
 import numpy as np

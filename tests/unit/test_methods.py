@@ -17,7 +17,7 @@ def test_the_table_is_the_core_table():
     assert [m.name for m in rlmerge.methods()] == [row["name"] for row in rows]
     for method, row in zip(rlmerge.methods(), rows, strict=True):
         assert [p.name for p in method.parameters] == [p["name"] for p in row["parameters"]]
-        assert method.to_dict()["parameters"][: len(row["parameters"])]
+        assert len(method.to_dict()["parameters"]) >= len(row["parameters"])
         assert method.base in ("required", "optional", "model", "none")
         assert json.dumps(method.to_dict())
 

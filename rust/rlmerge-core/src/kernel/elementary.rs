@@ -7,7 +7,7 @@
 /// Adding it to a number below 2^51 rounds that to a whole number, which then stands in the low bits of the sum.
 const ROUNDER: f64 = 6_755_399_441_055_744.0;
 /// ln 2 in two parts; the product of the first with a whole number below 2^11 is exact.
-const LN2_HIGH: f64 = 6.931_471_803_691_238_2e-1;
+const LN2_HIGH: f64 = 6.931_471_803_691_238e-1;
 const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
 /// Below this the result would be subnormal, and is taken for zero.
 const LEAST_EXPONENT: f64 = -708.0;

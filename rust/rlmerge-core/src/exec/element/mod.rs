@@ -70,8 +70,8 @@ impl Job for MagMaxJob {
         let (level, len) = (chunk.level, chunk.len);
         let (base, scratch) = (&chunk.values[0], &mut *chunk.scratch);
         let (delta, best) = (&mut scratch.deltas[..len], &mut scratch.out[..len]);
-        for at in 1..=self.experts {
-            chunk.values[at].cut_delta(level, base, 0, false, 1.0, delta, &mut squares[at]);
+        for (at, squares) in squares.iter_mut().enumerate().skip(1).take(self.experts) {
+            chunk.values[at].cut_delta(level, base, 0, false, 1.0, delta, squares);
             if at == 1 { best.copy_from_slice(delta) } else { element::take_larger(level, delta, best) }
         }
         base.add_change(level, self.lambda, best);
