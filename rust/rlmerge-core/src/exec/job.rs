@@ -83,6 +83,8 @@ pub struct Partial {
     pub lanes: Vec<Lanes>,
     /// Whole numbers, added in any order.
     pub counts: Vec<i64>,
+    /// Of each expert, the value of largest magnitude and its index in the tensor.
+    pub peaks: Vec<Option<(f64, u64)>>,
     sums: Vec<(u64, Vec<f64>)>,
 }
 
@@ -118,6 +120,9 @@ impl Partial {
         for (a, b) in self.counts.iter_mut().zip(&other.counts) {
             *a += b;
         }
+        for (a, b) in self.peaks.iter_mut().zip(other.peaks) {
+            *a = higher(*a, b);
+        }
         self.sums.extend(other.sums);
     }
 
@@ -131,6 +136,17 @@ impl Partial {
             }
         }
         totals
+    }
+}
+
+/// The higher of two peaks; the earlier of equal ones.
+fn higher(a: Option<(f64, u64)>, b: Option<(f64, u64)>) -> Option<(f64, u64)> {
+    match (a, b) {
+        (Some((x, i)), Some((y, j))) => {
+            let first = x.abs() > y.abs() || (x.abs() == y.abs() && i < j);
+            if first { a } else { b }
+        }
+        (found, None) | (None, found) => found,
     }
 }
 

@@ -1,5 +1,6 @@
 //! Runs a plan: tiles in, tiles out, by workers of a private pool, into a staged output that appears whole.
 
+mod conflicts;
 mod deltas;
 mod digest;
 mod job;
@@ -14,6 +15,7 @@ mod stats;
 mod tile;
 mod turnstile;
 
+pub use conflicts::{Survey, SurveySettings, survey};
 pub use observer::{Observer, Progress};
 
 use crate::error::{Error, Result};
@@ -59,6 +61,20 @@ pub fn run(
     sidecars: &[Sidecar],
     observer: &Observer,
 ) -> Result<Report> {
+    run_surveyed(plan, models, sidecars, None, observer)
+}
+
+/// Runs a plan, and gathers the statistics of a conflict report while its inputs are at hand.
+///
+/// # Errors
+/// As for [`run`].
+pub fn run_surveyed(
+    plan: &MergePlan,
+    models: &[Checkpoint],
+    sidecars: &[Sidecar],
+    survey: Option<&Survey>,
+    observer: &Observer,
+) -> Result<Report> {
     let target = target(plan);
     check_output(plan, &target)?;
     let stage = Stage::create(&target)?;
@@ -68,7 +84,8 @@ pub fn run(
         file.write_all_at(&shard.header, 0)?;
     }
 
-    let (tensors, totals, modifiers) = Run::new(plan, models, &files, observer)?.merge()?;
+    let (tensors, totals, modifiers) =
+        Run::new(plan, models, &files, observer)?.with_survey(survey).merge()?;
     for file in &files {
         file.settle(|| !observer.is_cancelled())?;
         file.finish()?;

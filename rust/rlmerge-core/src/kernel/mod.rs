@@ -14,6 +14,7 @@ pub mod philox;
 pub mod rng;
 pub mod select;
 pub mod slerp;
+pub mod stats;
 pub mod values;
 
 pub use level::Level;

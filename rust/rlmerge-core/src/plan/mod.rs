@@ -12,6 +12,9 @@ mod summary;
 
 use std::path::PathBuf;
 
+use serde::Deserialize;
+use serde_json::{Value, json};
+
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::shard::{Checkpoint, ConfigFacts, FileIdentity, Kind, quantised};
@@ -137,6 +140,32 @@ pub struct PlannedModel {
     pub config: Option<ConfigFacts>,
 }
 
+/// What a conflict report is to read.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReportRequest {
+    /// The base.
+    pub base: PathBuf,
+    /// The experts.
+    pub experts: Vec<PathBuf>,
+    /// Number of worker threads; as many as there are processors when absent.
+    #[serde(default)]
+    pub threads: Option<usize>,
+    /// How tensor bytes are read.
+    #[serde(default)]
+    pub io: recipe::Io,
+}
+
+impl ReportRequest {
+    /// Reads a request from JSON.
+    ///
+    /// # Errors
+    /// [`Error::RecipeInvalid`] with the key that is wrong.
+    pub fn from_json(text: &str) -> Result<Self> {
+        serde_json::from_str(text).map_err(|e| Error::RecipeInvalid { message: e.to_string() })
+    }
+}
+
 /// Everything about a merge that can be known from headers and the recipe. Immutable.
 #[derive(Debug, Clone)]
 pub struct MergePlan {
@@ -189,6 +218,29 @@ impl MergePlan {
             Program::copy(0),
         ];
         let plan = Self::new(recipe, settings, programs, dtype, &models)?;
+        Ok((plan, models))
+    }
+
+    /// Opens a base and its experts, and plans to read them all: what a conflict report needs. Nothing is written.
+    ///
+    /// # Errors
+    /// As for [`prepare`](Self::prepare).
+    pub fn for_report(request: &ReportRequest) -> Result<(Self, Vec<Checkpoint>)> {
+        let models: Vec<Value> = request.experts.iter().map(|path| json!({ "path": path })).collect();
+        let recipe = json!({
+            "method": "task_arithmetic", "base": request.base, "models": models, "threads": request.threads,
+            "io": request.io, "output": "none.safetensors", "output_kind": "file",
+        });
+        let recipe = Recipe::from_json(&recipe.to_string())?;
+        let settings = Settings::resolve(&recipe)?;
+        let paths = recipe.base.iter().chain(recipe.models.iter().map(|m| &m.path));
+        let models: Vec<Checkpoint> = paths.map(|p| Checkpoint::open(p)).collect::<Result<_>>()?;
+        if let Some(error) = models.iter().find_map(quantised) {
+            return Err(error);
+        }
+        let experts = (0..models.len()).map(|model| (model, 1.0)).collect();
+        let all = Program::Linear(family::linear::Linear { experts, divisor: 1.0 });
+        let plan = Self::new(recipe, settings, vec![all], None, &models)?;
         Ok((plan, models))
     }
 
