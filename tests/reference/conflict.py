@@ -1,7 +1,7 @@
 """Conflict statistics in NumPy f64, from their formulas (docs/conflict-report.md), one tensor at a time.
 
 Deltas are subtracted in the arithmetic of the tensor (f32, or f64 where a model stores F64); everything after that is
-f64. Sums come as Python floats by `math.fsum`, so that they are as good as exact.
+f64. Sums are added in extended precision, so that they are as good as exact.
 """
 
 import itertools
@@ -20,7 +20,7 @@ def wide(tensors):
 
 
 def fsum(values):
-    return math.fsum(np.asarray(values, dtype=np.float64).tolist())
+    return float(np.sum(np.asarray(values, dtype=np.longdouble)))
 
 
 def truncated(magnitudes):
@@ -173,7 +173,8 @@ def level(sums, model, *, lam=1.0):
         if c["non_finite"]:
             experts.append(None)
             continue
-        share = ratio(e["square"], model["experts"][at]["square"])
+        whole = model["experts"][at]
+        share = None if whole["counts"]["non_finite"] else ratio(e["square"], whole["square"])
         experts.append(
             {
                 "norm": math.sqrt(e["square"]),
@@ -196,8 +197,8 @@ def level(sums, model, *, lam=1.0):
                 "ties_survival": ratio(e["kept_square"] - e["lost_square"], e["square"]),
             }
         )
-    norms = [math.sqrt(e["square"]) for e in model["experts"]]
-    moved = [x for x in norms if x > 0]
+    norms = [None if e["counts"]["non_finite"] else math.sqrt(e["square"]) for e in model["experts"]]
+    moved = [x for x in norms if x]
     matched = math.exp(math.fsum(map(math.log, moved)) / len(moved)) if moved else None
     pairs = []
     for (a, b), p in zip(itertools.combinations(range(len(sums["experts"])), 2), sums["pairs"], strict=True):
@@ -207,7 +208,7 @@ def level(sums, model, *, lam=1.0):
             continue
         c = p["counts"]
         product = math.sqrt(x["square"]) * math.sqrt(y["square"])
-        whole = norms[a] * norms[b]
+        whole = 0 if None in (norms[a], norms[b]) else norms[a] * norms[b]
         conflict = math.sqrt(p["negative_square"])
 
         def retention(own, other, p=p):
