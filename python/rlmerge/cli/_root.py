@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import rlmerge
-from rlmerge.cli.commands import inspect, merge, methods
+from rlmerge.cli.commands import conflict_report, diff, inspect, merge, methods
 
 __all__ = ["app"]
 
@@ -38,5 +38,7 @@ def start(
 
 
 app.command("merge", epilog=merge.EXAMPLES)(merge.merge)
+app.command("conflict-report", epilog=conflict_report.EXAMPLES)(conflict_report.conflict_report)
+app.command("diff", epilog=diff.EXAMPLES)(diff.diff)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command("methods", epilog=methods.EXAMPLES)(methods.methods)
