@@ -120,8 +120,8 @@ def _unequal(report: ConflictReport, t: Mapping[str, float]) -> str | None:
     smallest = min(norms)
     weights = ",".join(f"{smallest / norm:.2g}" for norm in norms)
     return (
-        f"The norms differ by a factor of {ratio:.1f}: the longest expert decides an election of signs and most of a sum. "
-        f"To give each the same length, merge with --weight {weights} (in the order given)."
+        f"The norms differ by a factor of {ratio:.1f}: the longest expert decides an election of signs and most of a "
+        f"sum. To give each the same length, merge with --weight {weights} (in the order given)."
     )
 
 
@@ -156,8 +156,8 @@ def _opposed(report: ConflictReport, t: Mapping[str, float]) -> str | None:
     losses = [e.ties_election_loss for e in report.model.experts if e.ties_election_loss is not None]
     cost = f"; an election would cost up to {100 * max(losses):.0f} % of an expert's energy" if losses else ""
     return (
-        f"{pair.a} and {pair.b} disagree in sign on {100 * (pair.sign_disagreement or 0):.1f} % of what both changed, more "
-        f"than chance gives: a sum cancels there. Elect signs (ties or dare_ties) or merge fewer of them{cost}."
+        f"{pair.a} and {pair.b} disagree in sign on {100 * (pair.sign_disagreement or 0):.1f} % of what both changed, "
+        f"more than chance gives: a sum cancels there. Elect signs (ties or dare_ties) or merge fewer of them{cost}."
     )
 
 
@@ -166,7 +166,9 @@ def _trim_cheap(report: ConflictReport, t: Mapping[str, float]) -> str | None:
     if not losses or max(losses) > t["loss"]:
         return None
     density = report.raw["settings"]["density"]
-    return f"Trimming to density {density:g} costs at most {100 * max(losses):.1f} % of the energy: ties keeps nearly all."
+    return (
+        f"Trimming to density {density:g} costs at most {100 * max(losses):.1f} % of the energy: ties keeps nearly all."
+    )
 
 
 def _trim_dear(report: ConflictReport, t: Mapping[str, float]) -> str | None:
@@ -175,8 +177,8 @@ def _trim_dear(report: ConflictReport, t: Mapping[str, float]) -> str | None:
         return None
     density = report.raw["settings"]["density"]
     return (
-        f"Trimming to density {density:g} would cost {100 * max(losses):.0f} % of an expert's energy: raise the density, or "
-        "use a method that does not trim by magnitude."
+        f"Trimming to density {density:g} would cost {100 * max(losses):.0f} % of an expert's energy: raise the density, "
+        "or use a method that does not trim by magnitude."
     )
 
 

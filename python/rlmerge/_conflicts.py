@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -225,17 +225,27 @@ class ConflictReport:
         """
         name, _, of = level.partition(".")
         whole = name in ("pairs", "experts")
-        if name not in ("pairs", "experts", "layers", "kinds", "cells", "tensors") or of not in ("", "experts", "pairs"):
+        if name not in ("pairs", "experts", "layers", "kinds", "cells", "tensors") or of not in (
+            "",
+            "experts",
+            "pairs",
+        ):
             msg = f"no table {level!r}"
-            raise RecipeError(msg, hint="choose pairs, experts, layers, kinds, cells or tensors, or e.g. layers.experts")
+            raise RecipeError(
+                msg, hint="choose pairs, experts, layers, kinds, cells or tensors, or e.g. layers.experts"
+            )
         levels = (self.model,) if whole else getattr(self, name)
         of_experts = name == "experts" or of == "experts"
         rows = []
         for part in levels:
             where = {} if whole else {"label": part.label, "layer": part.layer, "kind": part.kind}
-            for item in part.experts if of_experts else part.pairs:
-                who = {"expert": item.expert} if of_experts else {"a": item.a, "b": item.b}
-                numbers = {key: getattr(item, key) for key in (OF_EXPERT if of_experts else OF_PAIR)}
+            found = (
+                [({"expert": e.expert}, OF_EXPERT, e) for e in part.experts]
+                if of_experts
+                else [({"a": p.a, "b": p.b}, OF_PAIR, p) for p in part.pairs]
+            )
+            for who, names, item in found:
+                numbers = {key: getattr(item, key) for key in names}
                 counts = {f"count_{key}": value for key, value in item.counts.items()}
                 rows.append({**where, **who, "parameters": part.parameters, **numbers, **counts})
         return rows
@@ -303,7 +313,11 @@ class ConflictReport:
         root = Path(folder)
         root.mkdir(parents=True, exist_ok=True)
         written = []
-        for level in ("pairs", "experts", *(f"{n}.{of}" for n in ("layers", "kinds", "tensors") for of in ("pairs", "experts"))):
+        for level in (
+            "pairs",
+            "experts",
+            *(f"{n}.{of}" for n in ("layers", "kinds", "tensors") for of in ("pairs", "experts")),
+        ):
             rows = self.table(level)
             path = root / f"{level.replace('.', '-')}.csv"
             with path.open("w", newline="", encoding="utf-8") as file:
@@ -486,6 +500,12 @@ def settings_json(*, epsilon: float, relative: float, density: float, low: float
     return json.dumps(settings)
 
 
+def report_of_merge(raw: dict[str, Any]) -> ConflictReport:
+    """Make a report of what a merge gathered."""
+    paths = [model["path"] for model in raw["models"] if model["role"] == "expert"]
+    return report_of(raw, _names(paths), [], [])
+
+
 def report_of(
     raw: dict[str, Any], names: Sequence[str], groups: Sequence[Group], notes: Sequence[str]
 ) -> ConflictReport:
@@ -502,8 +522,6 @@ def report_of(
     )
     odd = [(expert.expert, n) for expert in report.model.experts if (n := expert.counts["non_finite"])]
     told = tuple(f"{name}: {n:,} deltas are not finite, so its statistics are undefined there" for name, n in odd)
-    from dataclasses import replace
-
     report = replace(report, warnings=(*report.warnings, *told))
     return replace(report, groups=compare_groups(report, groups)) if groups else report
 
@@ -517,7 +535,10 @@ def _member(paths: list[str], path: str) -> int:
 
 def _names(paths: list[str]) -> list[str]:
     """Return short names that tell the experts apart: the last part of each path, or as many as it takes."""
-    parts = [[p for p in Path(path).with_suffix("" if path.endswith(".safetensors") else Path(path).suffix).parts] for path in paths]
+    parts = [
+        [p for p in Path(path).with_suffix("" if path.endswith(".safetensors") else Path(path).suffix).parts]
+        for path in paths
+    ]
     depth = 1
     while depth < max(map(len, parts), default=1) and len({tuple(p[-depth:]) for p in parts}) < len(parts):
         depth += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -146,6 +145,8 @@ def _effect(first: float | None, second: float | None, by: str) -> float | None:
 
 
 def _interval(first: list[float], second: list[float], by: str) -> tuple[float | None, float | None]:
+    import random
+
     # Seeded, so that equal inputs give equal reports.
     draw = random.Random(0)
     found = []
@@ -173,8 +174,8 @@ def _words(first: Group, second: Group, rows: tuple[GroupRow, ...]) -> list[str]
     if unsaid:
         fewest = min(min(row.n_first, row.n_second) for row in unsaid)
         words.append(
-            f"{len(unsaid)} of {len(rows)} statistics have no interval: one takes {MIN_PAIRS} or more pairs (or experts) "
-            f"in each group, and a group here has {fewest}."
+            f"{len(unsaid)} of {len(rows)} statistics have no interval: one takes {MIN_PAIRS} or more pairs (or "
+            f"experts) in each group, and a group here has {fewest}."
         )
     raw, matched = by_name["conflict_norm"], by_name["conflict_norm_matched"]
     if raw.verdict == "differs" and matched.verdict == "no difference shown":

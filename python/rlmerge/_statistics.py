@@ -87,9 +87,7 @@ STATISTICS: tuple[Statistic, ...] = (
     _expert("ties_survival", "TIES survival", "free", "share of ‖δ‖² that trim and election leave"),
     _pair("cosine", "cosine", "free", "⟨δa, δb⟩ / (‖δa‖ ‖δb‖)", 0.0, "cosine_chance"),
     _pair("cosine_chance", "its spread by chance", "free", "1/√N"),
-    _pair(
-        "cosine_overlap", "cosine on overlap", "free", "the cosine where both changed", 0.0, "cosine_overlap_chance"
-    ),
+    _pair("cosine_overlap", "cosine on overlap", "free", "the cosine where both changed", 0.0, "cosine_overlap_chance"),
     _pair("cosine_overlap_chance", "its spread by chance", "free", "1/√(elements both changed)"),
     _pair(
         "sign_disagreement",
@@ -126,7 +124,9 @@ STATISTICS: tuple[Statistic, ...] = (
     _pair("capture_a", "energy capture by a", "free", "‖δb on Ma‖² / ‖δa on Ma‖²; follows the ratio of norms"),
     _pair("capture_b", "energy capture by b", "free", "‖δa on Mb‖² / ‖δb on Mb‖²"),
     Statistic("dilution", "dilution", "together", "free", "‖mean δ‖ / mean ‖δ‖", "dilution_chance"),
-    Statistic("dilution_chance", "its chance", "together", "free", "√Σ‖δ‖² / Σ‖δ‖: orthogonal deltas; 1/√T at equal norms"),
+    Statistic(
+        "dilution_chance", "its chance", "together", "free", "√Σ‖δ‖² / Σ‖δ‖: orthogonal deltas; 1/√T at equal norms"
+    ),
     Statistic("sum_norm", "norm of the sum", "together", "norm", "‖Σ δ‖₂"),
     Statistic("mean_norm", "norm of the mean", "together", "norm", "‖mean δ‖₂"),
 )

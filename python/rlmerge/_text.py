@@ -181,19 +181,20 @@ def static_html(found: Sequence[Table]) -> str:
     """Return tables as HTML; everything in them is escaped."""
     parts = []
     for title, rows, align in found:
-        sides = ["r" if a == ">" else "l" for a in align]
-
-        def line(cells: list[str], tag: str, sides: list[str] = sides) -> str:
-            return "<tr>" + "".join(
-                f'<{tag} class="{side}">{_marked(html.escape(cell))}</{tag}>' for cell, side in zip(cells, sides, strict=True)
-            ) + "</tr>"  # fmt: skip
-
-        body = "".join(line(row, "td") for row in rows[1:])
+        head = _html_row(rows[0], "th", align)
+        body = "".join(_html_row(row, "td", align) for row in rows[1:])
         parts.append(
-            f"<h2>{html.escape(title)}</h2><div class=scroll><table><thead>{line(rows[0], 'th')}</thead>"
+            f"<h2>{html.escape(title)}</h2><div class=scroll><table><thead>{head}</thead>"
             f"<tbody>{body}</tbody></table></div>"
         )
     return "".join(parts)
+
+
+def _html_row(cells: Sequence[str], tag: str, align: str) -> str:
+    sides = ["r" if side == ">" else "l" for side in align]
+    found = zip(cells, sides, strict=True)
+    inside = "".join(f'<{tag} class="{side}">{_marked(html.escape(cell))}</{tag}>' for cell, side in found)
+    return f"<tr>{inside}</tr>"
 
 
 def advice_html(report: ConflictReport) -> str:

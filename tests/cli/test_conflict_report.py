@@ -78,3 +78,15 @@ def test_diff(rlmerge):
     assert "equal: all 2 tensors hold the same bytes" in same.out
     assert json.loads(rlmerge("diff", "a", "a.safetensors", "--json").out)["equal"] is True
     assert rlmerge("diff", "a", "a.safetensors", "--quiet").out == ""
+
+
+def test_merge_with_a_report(rlmerge, here):
+    merge = ("merge", "a", "b", "--base", "base", "--method", "ties", "-o", "m.safetensors")
+    assert rlmerge(*merge, "--report", "out.pdf").code == 2
+    run = rlmerge(*merge, "--report", "out.html")
+    assert run.code == 0, run.err
+    assert (here / "out.html").read_text().startswith("<!doctype html>")
+    assert rlmerge(*merge, "--report", "out.html").code == 6
+    again = rlmerge(*merge, "--report", "out.json", "--force")
+    assert again.code == 0
+    assert json.loads((here / "out.json").read_text())["schema"] == "rlmerge.conflicts/1"

@@ -253,15 +253,16 @@ def test_groups_at_raw_scale_and_with_norms_matched():
     experts = [make(1.0) for _ in range(3)] + [make(0.1) for _ in range(3)]
     with written(experts, base) as (paths, base_path, _):
         found = rlmerge.conflicts(base=base_path, groups={"sft": paths[:3], "rl": paths[3:]})
-    (_, _, rows), = found.groups.rows
+    ((_, _, rows),) = found.groups.rows
     rows = {row.statistic: row for row in rows}
     assert rows["conflict_norm"].verdict == "differs"
     assert rows["conflict_norm"].effect == pytest.approx(0.01, rel=0.05)
     assert rows["conflict_norm_matched"].effect == pytest.approx(1, rel=0.05)
     assert rows["norm"].effect == pytest.approx(0.1, rel=0.05)
-    assert any("not with norms matched" in line for line in found.groups.words) or rows[
-        "conflict_norm_matched"
-    ].verdict == "differs"
+    assert (
+        any("not with norms matched" in line for line in found.groups.words)
+        or rows["conflict_norm_matched"].verdict == "differs"
+    )
     with written(experts[:4], base) as (paths, base_path, _):
         found = rlmerge.conflicts(base=base_path, groups={"a": paths[:2], "b": paths[2:]})
     assert {row.verdict for row in found.groups.rows[0][2]} == {"too few to say"}
@@ -308,3 +309,30 @@ def test_names_tell_experts_apart(tmp_path):
         models.write_folder(tmp_path / name, tensors)
     found = rlmerge.conflicts([tmp_path / "math/final", tmp_path / "code/final"], base=tmp_path / "base")
     assert found.experts == ("math/final", "code/final")
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [("ties", {}), ("ties", {"scope": "model"}), ("task_arithmetic", {}), ("dare_linear", {})],
+)
+def test_a_merge_gathers_the_same_report_and_writes_the_same_bytes(method, parameters):
+    base, tuned = draw("BF16", 2)
+    with written(tuned, base) as (paths, base_path, root):
+        alone = rlmerge.conflicts(paths, base=base_path).raw
+        plain = rlmerge.merge(paths, base=base_path, method=method, output=root / "a.safetensors", **parameters)
+        both = rlmerge.merge(
+            paths, base=base_path, method=method, output=root / "b.safetensors", conflicts=True, **parameters
+        )
+        assert (root / "a.safetensors").read_bytes() == (root / "b.safetensors").read_bytes()
+    assert plain.conflicts is None
+    for key in ("model", "layers", "kinds", "cells", "tensors", "quantiles"):
+        assert both.conflicts.raw[key] == alone[key]
+    assert [t.blake3 for t in plain.tensors] == [t.blake3 for t in both.tensors]
+
+
+def test_a_merge_without_a_base_has_no_report():
+    base, tuned = draw("BF16", 2)
+    with written(tuned, base) as (paths, _, root):
+        with pytest.raises(rlmerge.RecipeError, match="compares experts with a base"):
+            rlmerge.merge(paths, method="linear", output=root / "a.safetensors", conflicts=True)
+        assert not (root / "a.safetensors").exists()

@@ -89,9 +89,7 @@ def _of_tensor(base, experts, epsilon, relative, density, low):
                 "counts": {
                     "different": int((x.view(bits) != w.view(bits)).sum()),
                     "changed": int(mask.sum()),
-                    "changed_relative": int(
-                        (np.abs(delta) > kind(relative) * np.maximum(np.abs(w), np.abs(x))).sum()
-                    ),
+                    "changed_relative": int((np.abs(delta) > kind(relative) * np.maximum(np.abs(w), np.abs(x))).sum()),
                     "changed_bf16": int((rounded[0] != rounded[1]).sum()),
                     "changed_low": int((mask & is_low).sum()),
                     "low": int(is_low.sum()),
@@ -142,6 +140,7 @@ def histogram(delta):
 
 def added(parts):
     """The sums of several tensors."""
+
     def add(values):
         first = values[0]
         if isinstance(first, dict):

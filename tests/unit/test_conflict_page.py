@@ -55,7 +55,21 @@ def test_hostile_names_stay_text(report):
     assert page.tags.count("script") == 2
     assert not {"img", "iframe", "link", "object", "embed", "form"} & set(page.tags)
     fragment = Page(report._repr_html_())
-    assert set(fragment.tags) <= {"h2", "div", "table", "thead", "tbody", "tr", "th", "td", "small", "ul", "li", "p", "code"}
+    assert set(fragment.tags) <= {
+        "h2",
+        "div",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "small",
+        "ul",
+        "li",
+        "p",
+        "code",
+    }
     assert "<img" not in report.to_markdown()
 
 
@@ -64,7 +78,9 @@ def test_no_spreadsheet_takes_a_name_for_a_formula(report, tmp_path):
     for path in tmp_path.iterdir():
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
-                assert not any(re.match(r"[=+@]", cell) for key, cell in row.items() if key in ("a", "b", "expert", "label"))
+                assert not any(
+                    re.match(r"[=+@]", cell) for key, cell in row.items() if key in ("a", "b", "expert", "label")
+                )
 
 
 def test_the_page_asks_the_network_for_nothing(report):
@@ -85,7 +101,12 @@ def test_a_browser_draws_it_without_errors(report, tmp_path, theme):
     )
     page.write_text(report.to_html().replace("<title>", watch + "<title>", 1))
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    command += [f"--blink-settings=preferredColorScheme={theme}", "--enable-logging=stderr", "--dump-dom", page.as_uri()]
+    command += [
+        f"--blink-settings=preferredColorScheme={theme}",
+        "--enable-logging=stderr",
+        "--dump-dom",
+        page.as_uri(),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr[-2000:]
     assert 'data-drawn="yes"' in done.stdout
@@ -106,12 +127,22 @@ def test_a_large_page_is_small_enough(report):
     def level() -> dict:
         number = lambda: float(rng.normal() * 1e-3)  # noqa: E731
         counts = {"non_finite": 0}
-        experts = [{**{k: number() for k in OF_EXPERT}, "counts": counts, "histogram": {"first": -20, "counts": [1] * 15}} for _ in range(5)]
+        experts = [
+            {**{k: number() for k in OF_EXPERT}, "counts": counts, "histogram": {"first": -20, "counts": [1] * 15}}
+            for _ in range(5)
+        ]
         pairs = [
             {"a": a, "b": b, **{k: number() for k in OF_PAIR}, "counts": {}} for a in range(5) for b in range(a + 1, 5)
         ]
         together = dict.fromkeys(raw["model"]["together"], 0.5)
-        return {"tensors": 1, "parameters": 10**7, "base_norm": 1.0, "experts": experts, "pairs": pairs, "together": together}
+        return {
+            "tensors": 1,
+            "parameters": 10**7,
+            "base_norm": 1.0,
+            "experts": experts,
+            "pairs": pairs,
+            "together": together,
+        }
 
     kinds = ["norm", "q", "k", "v", "o", "gate", "up", "down"]
     raw["model"] = level()

@@ -10,9 +10,9 @@ use pyo3::types::{PyBytes, PyString};
 use rlmerge_core::error::{CODES, Error, Result};
 use rlmerge_core::exec::{self, Contents, Observer, Sidecar, Survey, SurveySettings};
 use rlmerge_core::kernel::Level;
-use rlmerge_core::plan::{MergePlan, ReportRequest};
 use rlmerge_core::plan::method::methods_json;
 use rlmerge_core::plan::recipe::Recipe;
+use rlmerge_core::plan::{MergePlan, ReportRequest};
 use rlmerge_core::shard::{self, Checkpoint};
 use serde_json::{Value, json};
 

@@ -43,7 +43,9 @@ def conflict_report(
         list[str] | None,
         typer.Option(metavar="NAME=A,B,C", help="A group of experts, compared with the first group. Repeat it."),
     ] = None,
-    html: Annotated[str | None, typer.Option(metavar="FILE", help="Also write one HTML page, readable offline.")] = None,
+    html: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Also write one HTML page, readable offline.")
+    ] = None,
     csv: Annotated[str | None, typer.Option(metavar="DIR", help="Also write every table as CSV.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     epsilon: Annotated[str, typer.Option(metavar="NUMBER", help="A larger |δ| is a change.")] = "1e-5",
@@ -180,20 +182,26 @@ def _layer(layer: LevelStatistics) -> tuple[str, ...]:
 
 
 def _page(report: ConflictReport, out: Output) -> list[str]:
-    experts = [("NORM", "RELATIVE", "CHANGED", "IN BF16", "LOST BY TRIM", "BY ELECTION", "EXPERT")]
+    experts: list[tuple[str, ...]] = [
+        ("NORM", "RELATIVE", "CHANGED", "IN BF16", "LOST BY TRIM", "BY ELECTION", "EXPERT")
+    ]
     for e in report.model.experts:
         shares = (e.changed, e.changed_bf16, e.ties_trim_loss, e.ties_election_loss)
         experts.append((number(e.norm), number(e.relative_norm), *map(percent, shares), e.expert))
     lines = [*columns(experts, ">>>>>><")]
     if report.pairs:
-        pairs = [("COSINE (chance)", "SIGNS DIFFER (chance)", "CONFLICT (chance)", "JACCARD (chance)", "PAIR")]
+        pairs: list[tuple[str, ...]] = [
+            ("COSINE (chance)", "SIGNS DIFFER (chance)", "CONFLICT (chance)", "JACCARD (chance)", "PAIR")
+        ]
         pairs += [_pair(pair) for pair in report.pairs]
         lines += ["", *columns(pairs, "<<<<<")]
         both = report.model.together
         lines += ["", f"dilution by averaging: {number(both.dilution)} (chance {number(both.dilution_chance)})"]
         worst = report.worst_layers()
         if worst:
-            layers = [("WORST LAYERS", "CONFLICT L1 (chance)", "SIGNS DIFFER (chance)", "COSINE (chance)", "PAIR")]
+            layers: list[tuple[str, ...]] = [
+                ("WORST LAYERS", "CONFLICT L1 (chance)", "SIGNS DIFFER (chance)", "COSINE (chance)", "PAIR")
+            ]
             layers += [_layer(layer) for layer in worst]
             lines += ["", *columns(layers, "<<<<<")]
     for title, rows, align in group_tables(report):

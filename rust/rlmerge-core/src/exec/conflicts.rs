@@ -12,7 +12,7 @@ use super::observer::Observer;
 use super::run::Run;
 use crate::error::{Error, Result};
 use crate::kernel::lanes::Lanes;
-use crate::kernel::stats::{self, KEYS};
+use crate::kernel::stats::{self, KEYS, ROOM};
 use crate::plan::{Action, MergePlan, PlannedTensor, role};
 use crate::report::conflicts::{Conflicts, Sums, TOP, TensorConflicts, pairs};
 use crate::shard::Checkpoint;
@@ -175,8 +175,11 @@ impl Survey {
 
     /// The report as JSON.
     pub fn finish(self, plan: &MergePlan, warnings: Vec<String>) -> Value {
-        let mut tensors: Vec<TensorConflicts> =
-            self.done.into_iter().filter_map(|d| d.into_inner().unwrap_or_else(PoisonError::into_inner)).collect();
+        let mut tensors: Vec<TensorConflicts> = self
+            .done
+            .into_iter()
+            .filter_map(|d| d.into_inner().unwrap_or_else(PoisonError::into_inner))
+            .collect();
         // An order that does not depend on files: whole layers, those without a layer last.
         tensors.sort_by(|a, b| {
             (a.layer.unwrap_or(u32::MAX), &a.name).cmp(&(b.layer.unwrap_or(u32::MAX), &b.name))
@@ -193,8 +196,7 @@ impl Survey {
             };
             shares.iter().map(|s| of(*s)).collect()
         });
-        let conflicts =
-            Conflicts { tensors, quantiles: quantiles.collect(), lambda: self.settings.lambda };
+        let conflicts = Conflicts { tensors, quantiles: quantiles.collect(), lambda: self.settings.lambda };
         let mut value = json!({
             "schema": "rlmerge.conflicts/1",
             "version": env!("CARGO_PKG_VERSION"),
@@ -314,14 +316,13 @@ impl SurveyJob {
         let (counts, keys) = partial.counts.split_at_mut(self.small_counts());
         let (base_lanes, lanes) = partial.lanes.split_at_mut(1);
         base.weigh(level, 1.0, &mut out[..len], &mut base_lanes[0]);
-        stats::count_keys(level, &out[..len], &mut keys[..KEYS]);
+        stats::count_keys(level, &out[..len], &mut keys[..ROOM]);
         // Experts of which this chunk holds a change; zeros need not be added.
         let mut moved = 0u128;
         for at in 0..experts {
             let delta = &mut deltas[at * *stride..at * *stride + len];
             let found = chunk.values[at + 1].changes(level, base, epsilon, self.settings.relative, delta);
-            let numbers =
-                [found.different, found.absolute, found.relative, found.visible, found.non_finite];
+            let numbers = [found.different, found.absolute, found.relative, found.visible, found.non_finite];
             for (count, number) in counts[EXPERT_COUNTS * at..].iter_mut().zip(numbers) {
                 *count += number as i64;
             }
@@ -330,7 +331,7 @@ impl SurveyJob {
             }
             moved |= 1u128.checked_shl(at as u32).unwrap_or(0);
             stats::add_moments(level, delta, epsilon, &mut lanes[EXPERT_LANES * at..][..EXPERT_LANES]);
-            stats::count_keys(level, delta, &mut keys[KEYS * (at + 1)..KEYS * (at + 2)]);
+            stats::count_keys(level, delta, &mut keys[ROOM * (at + 1)..ROOM * (at + 2)]);
             let size = stats::peak(level, delta);
             if size > partial.peaks[at].map_or(0.0, |(delta, _)| delta.abs())
                 && let Some(i) = delta.iter().position(|d| d.abs() == size)
@@ -417,11 +418,10 @@ impl SurveyJob {
             e.non_finite = counts[4] as u64;
             e.shared = counts[5] as u64;
             e.max = self.peaks[at].map_or(0.0, |(delta, _)| delta.abs());
-            let keys = &keys[KEYS * (at + 1)..][..KEYS];
-            // Key 0 is zero; a bin of the report is a power of two.
+            let keys = &keys[ROOM * (at + 1)..][..KEYS];
+            // A bin of the report is a power of two.
             let bin = |keys: &[i64]| keys.iter().sum::<i64>() as u64;
             e.histogram = keys.chunks(1 << stats::FRACTION).map(bin).collect();
-            e.histogram[0] -= keys[0] as u64;
         }
         for (at, p) in self.sums.pairs.iter_mut().enumerate() {
             let sums = &sums[1 + EXPERT_LANES * experts + PAIR_LANES * at..][..PAIR_LANES];
@@ -435,17 +435,17 @@ impl SurveyJob {
             let both = pair.both;
             self.sums.experts.iter_mut().for_each(|e| e.shared = both);
         }
-        let (base, experts) = keys.split_at(KEYS);
-        self.below = self.smallest(base);
+        let (base, experts) = keys.split_at(ROOM);
+        self.below = self.smallest(&base[..KEYS]);
         let ranks = [TOP[0], TOP[1], self.settings.density].map(|share| rank(share, self.elements));
-        self.cuts = experts.chunks(KEYS).map(|keys| ranks.map(|rank| Cut::of(keys, rank))).collect();
-        self.keys = experts.to_vec();
+        self.keys = experts.chunks(ROOM).flat_map(|keys| &keys[..KEYS]).copied().collect();
+        self.cuts = self.keys.chunks(KEYS).map(|keys| ranks.map(|rank| Cut::of(keys, rank))).collect();
     }
 
     /// Sets how many base weights are the smallest, and gives the magnitude that they are all under.
     fn smallest(&mut self, keys: &[i64]) -> f64 {
         let wanted = rank(self.settings.low, self.elements);
-        // The count of key 0 may leave zeros out.
+        // Zeros are not counted.
         let above_zero: i64 = keys[1..].iter().sum();
         let mut count = self.elements - above_zero as u64;
         let mut key = 1;
@@ -486,7 +486,7 @@ impl Job for SurveyJob {
         let (lanes, counts) = match self.step {
             Step::Everything => {
                 let lanes = 1 + EXPERT_LANES * experts + PAIR_LANES * pairs;
-                (lanes, self.small_counts() + KEYS * (experts + 1))
+                (lanes, self.small_counts() + ROOM * (experts + 1))
             }
             _ => (EXPERT_LANES_2 * experts, EXPERT_COUNTS_2 * experts + PAIR_COUNTS * pairs),
         };

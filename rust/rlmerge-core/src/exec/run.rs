@@ -118,6 +118,11 @@ impl<'a> Run<'a> {
     /// Gathers the statistics of a conflict report on the way.
     pub fn with_survey(mut self, survey: Option<&'a Survey>) -> Self {
         self.survey = survey;
+        if survey.is_some() {
+            let scanned = self.plan.tensors.iter().filter(|t| is_scanned_whole(t));
+            let more: u64 = scanned.map(|t| 2 * self.plan.source_bytes(t)).sum();
+            self.observer.begin(self.bytes_to_go_through() + more, self.plan.tensors.len() as u64);
+        }
         self
     }
 

@@ -8,6 +8,10 @@ use super::level::kernel;
 
 /// Number of magnitude keys: 128 for each power of two from 2^-150 on, which covers every f32.
 pub const KEYS: usize = 280 << FRACTION;
+/// Counters in a table of keys, those that no key uses included.
+pub const ROOM: usize = 1 << 16;
+/// Keys made at a time.
+const PART: usize = 256;
 /// Bits of the fraction that a key holds.
 pub const FRACTION: u32 = 7;
 /// Power of two at which keys begin.
@@ -136,26 +140,23 @@ kernel! {
 }
 
 kernel! {
-    /// Counts magnitudes by their keys. Zeros may be left out.
+    /// Counts magnitudes by their keys, in a table of [`ROOM`] counters. Zeros are left out.
     pub fn count_keys(values: &[f64], counts: &mut [i64]) {
-        let (rows, tail) = values.as_chunks::<LANES>();
-        for row in rows {
-            let mut keys = [0u64; LANES];
-            let mut any = 0;
-            for (k, v) in keys.iter_mut().zip(row) {
+        // As many counters as an index can tell apart need no check of their bounds.
+        let Some(counts) = counts.first_chunk_mut::<ROOM>() else { return };
+        for part in values.chunks(PART) {
+            let mut keys = [0u16; PART];
+            for (i, (k, v)) in keys.iter_mut().zip(part).enumerate() {
                 let bits = (v.to_bits() & MAGNITUDE) >> SHIFT;
                 let above = if bits > OFFSET { bits - OFFSET } else { 0 };
-                *k = if above < KEYS as u64 { above } else { KEYS as u64 - 1 };
-                any |= *k;
+                let key = if above < KEYS as u64 { above } else { KEYS as u64 - 1 };
+                // Zeros, of which there may be many, are spread over counters that no key uses: adding to one
+                // counter again and again would wait for itself.
+                *k = if key == 0 { (KEYS + i % 64) as u16 } else { key as u16 };
             }
-            if any != 0 {
-                for k in keys {
-                    counts[k as usize] += 1;
-                }
+            for k in &keys[..part.len()] {
+                counts[usize::from(*k)] += 1;
             }
-        }
-        for v in tail {
-            counts[key(*v)] += 1;
         }
     }
 }
@@ -336,11 +337,11 @@ mod tests {
                 add_owners(level, &a, 1e-5, &mut owners);
                 add_owners(level, &b, 1e-5, &mut owners);
                 let shared = count_shared(level, &a, 1e-5, &owners);
-                let mut keys = vec![0; KEYS];
+                let mut keys = vec![0; ROOM];
                 count_keys(level, &a, &mut keys);
                 let bits: Vec<u64> = lanes.iter().flatten().map(|v| v.to_bits()).collect();
                 let peak = peak(level, &a).to_bits();
-                let all = (bits, overlap, lost, opposed, low, shared, keys[1..].to_vec(), peak);
+                let all = (bits, overlap, lost, opposed, low, shared, keys[..KEYS].to_vec(), peak);
                 assert_eq!(expected.get_or_insert_with(|| all.clone()), &all, "{len} at {}", level.name());
             }
             let both = a.iter().zip(&b).filter(|(x, y)| x.abs() > 1e-5 && y.abs() > 1e-5);

@@ -509,7 +509,8 @@ impl Conflicts {
                 map.insert("equal".into(), json!(equal));
                 return keys;
             }
-            let peak = |p: &Option<(f64, u64)>| p.map(|(delta, at)| json!({"delta": Norm(delta), "index": at}));
+            let peak =
+                |p: &Option<(f64, u64)>| p.map(|(delta, at)| json!({"delta": Norm(delta), "index": at}));
             if let Some(map) = keys.as_object_mut() {
                 map.insert("peaks".into(), t.peaks.iter().map(peak).collect());
             }
@@ -534,8 +535,22 @@ impl Conflicts {
 /// Place of a kind of module in tables and pictures: as data flows through a layer.
 fn order(kind: &str) -> usize {
     const ORDER: [&str; 16] = [
-        "embedding", "norm", "qkv", "q", "k", "v", "attention", "o", "router", "gate_up", "gate", "up",
-        "feed_forward", "down", "bias", "other",
+        "embedding",
+        "norm",
+        "qkv",
+        "q",
+        "k",
+        "v",
+        "attention",
+        "o",
+        "router",
+        "gate_up",
+        "gate",
+        "up",
+        "feed_forward",
+        "down",
+        "bias",
+        "other",
     ];
     ORDER.iter().position(|k| *k == kind).unwrap_or(ORDER.len())
 }
