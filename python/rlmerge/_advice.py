@@ -177,7 +177,7 @@ def _trim_dear(report: ConflictReport, t: Mapping[str, float]) -> str | None:
         return None
     density = report.raw["settings"]["density"]
     return (
-        f"Trimming to density {density:g} would cost {100 * max(losses):.0f} % of an expert's energy: raise the density, "
+        f"Trimming to density {density:g} would cost {100 * max(losses):.0f} % of an expert's energy: raise it, "
         "or use a method that does not trim by magnitude."
     )
 
