@@ -122,6 +122,7 @@ stubs: setup ## Generate python/rlmerge/_core.pyi anew
 .PHONY: docs
 docs: setup ## Write the table of methods into README.md and docs/
 	$(BIN)/python scripts/write_method_tables.py
+	$(BIN)/python scripts/write_conflict_tables.py
 
 .PHONY: agreement
 agreement: $(VENV_TORCH)/.rlmerge ## Compare every method with mergekit's, and write docs/agreement.md

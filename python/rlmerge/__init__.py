@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rlmerge._conflicts import ConflictReport, conflicts
     from rlmerge._methods import Method, Parameter
     from rlmerge.api import expand, inspect, merge, methods, plan
     from rlmerge.errors import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AlignmentError",
     "CheckpointError",
+    "ConflictReport",
     "Inspection",
     "InternalError",
     "Method",
@@ -45,6 +47,7 @@ __all__ = [
     "Report",
     "RlmergeError",
     "__version__",
+    "conflicts",
     "expand",
     "inspect",
     "merge",
@@ -53,6 +56,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "rlmerge._conflicts": ("ConflictReport", "conflicts"),
     "rlmerge._methods": ("Method", "Parameter"),
     "rlmerge.api": ("expand", "inspect", "merge", "methods", "plan"),
     "rlmerge.errors": (

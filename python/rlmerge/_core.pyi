@@ -6,7 +6,7 @@ from _typeshed import SupportsGetItem
 from os import PathLike
 from typing import Any, final
 
-__all__ = ["Plan", "build_info", "errors", "inspect", "methods", "prepare", "prepare_expand", "version"]
+__all__ = ["Plan", "build_info", "conflicts", "errors", "inspect", "methods", "prepare", "prepare_expand", "version"]
 
 @final
 class Plan:
@@ -17,9 +17,10 @@ class Plan:
         """
         Checks the output's place without writing anything.
         """
-    def run(self, /, sidecars: SupportsGetItem[int, tuple[str, Any]], progress: Any | None = None) -> str:
+    def run(self, /, sidecars: SupportsGetItem[int, tuple[str, Any]], progress: Any | None = None, conflicts: str | None = None) -> str:
         """
-        Runs the plan and returns the report as JSON.
+        Runs the plan and returns the report as JSON; with settings (JSON) for one, also the conflict report, as its
+        key `conflicts`.
         """
     def to_json(self, /) -> str:
         """
@@ -29,6 +30,12 @@ class Plan:
 def build_info() -> str:
     """
     Version, SIMD level, build profile and target, as JSON.
+    """
+
+def conflicts(request_json: str, settings_json: str, progress: Any | None = None) -> str:
+    """
+    Gathers a conflict report: a request (JSON) says what to read, settings (JSON) what counts as a change. Returns
+    the report as JSON.
     """
 
 def errors() -> str:

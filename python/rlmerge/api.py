@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlmerge import _core
+from rlmerge._conflicts import report_of_merge
 from rlmerge._methods import Method, find_method, load_methods
 from rlmerge.errors import RecipeError
 from rlmerge.modifiers import MATCH_SCOPES, Modifiers, parse_lines, parse_match_norm, parse_treat
@@ -60,6 +61,7 @@ def merge(
     durability: str | None = None,
     force: bool = False,
     strict: bool = False,
+    conflicts: bool = False,
     progress: Callable[[Progress], None] | None = None,
     **method_parameters: Value,
 ) -> Report:
@@ -114,6 +116,8 @@ def merge(
         Replace an existing output.
     strict
         Raise when the output would hold values that are not finite.
+    conflicts
+        Gather a conflict report from the same read of the inputs; it is ``Report.conflicts``.
     progress
         Called about ten times a second; what it raises cancels the merge and comes out of this call.
     **method_parameters
@@ -167,7 +171,7 @@ def merge(
         strict=strict,
         **method_parameters,
     )
-    return made.run(progress)
+    return made.run(progress, conflicts=conflicts)
 
 
 def plan(
@@ -495,8 +499,9 @@ def _prepare(wanted: Recipe, *, force: bool) -> Plan:
         sidecars.append(("README.md", _card(raw, method, wanted, written, sidecars)))
     notes += raw["notes"]
 
-    def run(progress: Callable[[Progress], None] | None) -> Report:
-        report = json.loads(core.run(sidecars, progress))
+    def run(progress: Callable[[Progress], None] | None, conflicts: bool) -> Report:  # noqa: FBT001
+        report = json.loads(core.run(sidecars, progress, "{}" if conflicts else None))
+        found = report.pop("conflicts", None)
         report["plan"]["notes"] = list(notes)  # the core knows nothing of how the recipe was read
         return Report(
             output=Path(output),
@@ -507,6 +512,7 @@ def _prepare(wanted: Recipe, *, force: bool) -> Plan:
             notes=tuple(notes),
             warnings=tuple(report["warnings"]),
             raw=report,
+            conflicts=None if found is None else report_of_merge(found),
         )
 
     return Plan(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rlmerge._conflicts import ConflictReport
+
 __all__ = [
     "Inspection",
     "ModelTensor",
@@ -93,7 +95,7 @@ class Plan:
     warnings: tuple[str, ...]
     raw: dict[str, Any] = field(repr=False)
     checker: Callable[[], None] = field(repr=False, compare=False)
-    runner: Callable[[Callable[[Progress], None] | None], Report] = field(repr=False, compare=False)
+    runner: Callable[[Callable[[Progress], None] | None, bool], Report] = field(repr=False, compare=False)
 
     @cached_property
     def tensors(self) -> tuple[PlannedTensor, ...]:
@@ -117,13 +119,15 @@ class Plan:
         """
         self.checker()
 
-    def run(self, progress: Callable[[Progress], None] | None = None) -> Report:
+    def run(self, progress: Callable[[Progress], None] | None = None, *, conflicts: bool = False) -> Report:
         """Do the merge.
 
         Parameters
         ----------
         progress
             Called about ten times a second; what it raises cancels the merge and comes out of this call.
+        conflicts
+            Gather a conflict report from the same read of the inputs; it is ``Report.conflicts``.
 
         Returns
         -------
@@ -143,7 +147,7 @@ class Plan:
         >>> plan.run().output  # doctest: +SKIP
         PosixPath('merged')
         """
-        return self.runner(progress)
+        return self.runner(progress, conflicts)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain values of schema ``rlmerge.plan/1``."""
@@ -180,6 +184,8 @@ class Report:
         Counts of tensors and tiles, of those that were copied, and of non-finite values.
     notes, warnings
         What the user should know about the result.
+    conflicts
+        The conflict report, if it was asked for.
     """
 
     output: Path
@@ -190,6 +196,7 @@ class Report:
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
     raw: dict[str, Any] = field(repr=False)
+    conflicts: ConflictReport | None = field(default=None, repr=False)
 
     @cached_property
     def tensors(self) -> tuple[TensorReport, ...]:

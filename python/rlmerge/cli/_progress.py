@@ -19,13 +19,13 @@ __all__ = ["shown"]
 
 
 @contextmanager
-def shown(out: Output) -> Iterator[Callable[[Progress], None] | None]:
+def shown(out: Output, verb: str = "merging") -> Iterator[Callable[[Progress], None] | None]:
     """Give a progress callback that fits the output mode, or None for silence."""
     terminal = sys.stderr is not None and sys.stderr.isatty()
     if out.mode == "quiet" or (out.mode == "json" and not terminal):
         yield None
     elif terminal:
-        with _bar() as update:
+        with _bar(verb) as update:
             yield update
     else:
         yield _Tenths(out)
@@ -52,13 +52,13 @@ class _Tenths:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[Progress], None]]:
+def _bar(verb: str) -> Iterator[Callable[[Progress], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Display
 
     display = Display(
-        TextColumn("merging"),
+        TextColumn(verb),
         BarColumn(bar_width=None),
         DownloadColumn(),
         TransferSpeedColumn(),

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import rlmerge
-from rlmerge.cli.commands import expand, inspect, merge, methods
+from rlmerge.cli.commands import conflict_report, diff, expand, inspect, merge, methods
 
 __all__ = ["app"]
 
@@ -39,5 +39,7 @@ def start(
 
 app.command("merge", epilog=merge.EXAMPLES)(merge.merge)
 app.command("expand", epilog=expand.EXAMPLES)(expand.expand)
+app.command("conflict-report", epilog=conflict_report.EXAMPLES)(conflict_report.conflict_report)
+app.command("diff", epilog=diff.EXAMPLES)(diff.diff)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command("methods", epilog=methods.EXAMPLES)(methods.methods)

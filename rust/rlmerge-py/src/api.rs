@@ -8,11 +8,11 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 use rlmerge_core::error::{CODES, Error, Result};
-use rlmerge_core::exec::{self, Contents, Observer, Sidecar};
+use rlmerge_core::exec::{self, Contents, Observer, Sidecar, Survey, SurveySettings};
 use rlmerge_core::kernel::Level;
 use rlmerge_core::plan::method::methods_json;
 use rlmerge_core::plan::recipe::Recipe;
-use rlmerge_core::plan::{ExpandRequest, MergePlan};
+use rlmerge_core::plan::{ExpandRequest, MergePlan, ReportRequest};
 use rlmerge_core::shard::{self, Checkpoint};
 use serde_json::{Value, json};
 
@@ -95,28 +95,64 @@ impl Plan {
         enter(py, &Observer::default(), None, move || exec::check(&inner.0))
     }
 
-    /// Runs the plan and returns the report as JSON.
-    #[pyo3(signature = (sidecars, progress = None))]
+    /// Runs the plan and returns the report as JSON; with settings (JSON) for one, also the conflict report, as its
+    /// key `conflicts`.
+    #[pyo3(signature = (sidecars, progress = None, conflicts = None))]
     pub fn run(
         &self,
         py: Python<'_>,
         sidecars: Vec<(String, Bound<'_, PyAny>)>,
         progress: Option<Bound<'_, PyAny>>,
+        conflicts: Option<String>,
     ) -> PyResult<String> {
         let sidecars = sidecars.into_iter().map(sidecar).collect::<PyResult<Vec<_>>>()?;
         let inner = Arc::clone(&self.inner);
         let observer = Observer::default();
         let shared = &observer;
-        enter(py, &observer, progress.as_ref(), move || run(&inner, &sidecars, shared))
+        enter(py, &observer, progress.as_ref(), move || run(&inner, &sidecars, conflicts.as_deref(), shared))
     }
 }
 
-fn run(inner: &(MergePlan, Vec<Checkpoint>), sidecars: &[Sidecar], observer: &Observer) -> Result<String> {
+/// Gathers a conflict report: a request (JSON) says what to read, settings (JSON) what counts as a change. Returns
+/// the report as JSON.
+#[pyfunction]
+#[pyo3(signature = (request_json, settings_json, progress = None))]
+pub fn conflicts(
+    py: Python<'_>,
+    request_json: String,
+    settings_json: String,
+    progress: Option<Bound<'_, PyAny>>,
+) -> PyResult<String> {
+    let observer = Observer::default();
+    let shared = &observer;
+    enter(py, &observer, progress.as_ref(), move || {
+        let started = Instant::now();
+        let settings = SurveySettings::from_json(&settings_json)?;
+        let (plan, models) = MergePlan::for_report(&ReportRequest::from_json(&request_json)?)?;
+        let mut value = exec::survey(&plan, &models, settings, shared)?;
+        if let Some(map) = value.as_object_mut() {
+            map.insert("elapsed_seconds".into(), started.elapsed().as_secs_f64().into());
+            map.insert("bytes_read".into(), plan.bytes_to_read().into());
+        }
+        Ok(value.to_string())
+    })
+}
+
+fn run(
+    inner: &(MergePlan, Vec<Checkpoint>),
+    sidecars: &[Sidecar],
+    conflicts: Option<&str>,
+    observer: &Observer,
+) -> Result<String> {
     let (plan, models) = inner;
     let started = Instant::now();
-    let report = exec::run(plan, models, sidecars, observer)?;
+    let survey = conflicts.map(|text| Survey::new(plan, SurveySettings::from_json(text)?)).transpose()?;
+    let report = exec::run_surveyed(plan, models, sidecars, survey.as_ref(), observer)?;
     let mut value = serde_json::to_value(&report).map_err(|e| Error::Internal { message: e.to_string() })?;
     if let Some(map) = value.as_object_mut() {
+        if let Some(survey) = survey {
+            map.insert("conflicts".into(), survey.finish(plan, Vec::new()));
+        }
         map.insert("elapsed_seconds".into(), started.elapsed().as_secs_f64().into());
         map.insert("bytes_read".into(), plan.bytes_to_read().into());
         map.insert("bytes_written".into(), plan.bytes_to_write().into());

@@ -10,5 +10,7 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use crate::api::{Plan, build_info, errors, inspect, methods, prepare, prepare_expand, version};
+    use crate::api::{
+        Plan, build_info, conflicts, errors, inspect, methods, prepare, prepare_expand, version,
+    };
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json as as_json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,13 +12,12 @@ import typer
 from rlmerge import api
 from rlmerge.cli import _progress
 from rlmerge.cli._errors import reported
+from rlmerge.cli._files import refuse_existing, write_text
 from rlmerge.cli._output import Output, columns, count, size
 from rlmerge.errors import RecipeError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from rlmerge import Plan, Report
+    from rlmerge import ConflictReport, Plan, Report
 
 __all__ = ["EXAMPLES", "merge"]
 
@@ -153,6 +154,15 @@ def merge(
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail (exit 7) on NaN or infinity in the output.", rich_help_panel=_RESULT)
     ] = False,
+    report_to: Annotated[
+        str | None,
+        typer.Option(
+            "--report",
+            metavar="FILE",
+            help="Also write a conflict report (.html, .md or .json), from the same read.",
+            rich_help_panel=_RESULT,
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report, or the plan, as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the output path only.")] = False,
@@ -202,20 +212,37 @@ def merge(
             strict=strict,
         )
         plan.check()
+        _check_report(report_to, force=force)
         _announce(plan, out)
         if dry_run:
             out.result(human=lambda: _table(plan), quiet=lambda: [str(plan.output)], value=plan.to_dict())
             return
-        report = _run(plan, out)
+        report = _run(plan, out, conflicts=report_to is not None)
+        if report_to is not None and report.conflicts is not None:
+            write_text(Path(report_to), _report_text(report_to, report.conflicts))
+            out.note(f"wrote {report_to}")
         _summarise(report, plan, out)
         out.result(human=lambda: [str(report.output)], quiet=lambda: [str(report.output)], value=report.to_dict())
 
 
-def _run(plan: Plan, out: Output) -> Report:
+def _check_report(path: str | None, *, force: bool) -> None:
+    if path is not None and not path.endswith((".html", ".md", ".json")):
+        msg = f"--report {path}: neither .html nor .md nor .json"
+        raise RecipeError(msg)
+    refuse_existing([path], force=force)
+
+
+def _report_text(path: str, found: ConflictReport) -> str:
+    if path.endswith(".html"):
+        return found.to_html()
+    return found.to_markdown() if path.endswith(".md") else as_json.dumps(found.to_dict(), indent=2) + "\n"
+
+
+def _run(plan: Plan, out: Output, *, conflicts: bool) -> Report:
     before = _identity(plan.output)
     try:
         with _progress.shown(out) as progress:
-            return plan.run(progress)
+            return plan.run(progress, conflicts=conflicts)
     except KeyboardInterrupt:
         # The signal may have come after the rename that made the output visible.
         written = _identity(plan.output) != before

@@ -155,9 +155,11 @@ pub struct Partial {
     /// Sums for each column.
     pub columns: Option<ColumnPartial>,
     /// Largest numbers, compared in any order.
-    pub peaks: Vec<f64>,
+    pub maxima: Vec<f64>,
     /// Sums of the tile in work that are too many to be kept for every tile: see [`Job::fold`].
     pub folding: Folding,
+    /// Of each expert, the value of largest magnitude and its index in the tensor.
+    pub peaks: Vec<Option<(f64, u64)>>,
     sums: Vec<(u64, Vec<f64>)>,
 }
 
@@ -201,8 +203,11 @@ impl Partial {
         for (a, b) in self.counts.iter_mut().zip(&other.counts) {
             *a += b;
         }
-        for (a, b) in self.peaks.iter_mut().zip(&other.peaks) {
+        for (a, b) in self.maxima.iter_mut().zip(&other.maxima) {
             *a = a.max(*b);
+        }
+        for (a, b) in self.peaks.iter_mut().zip(other.peaks) {
+            *a = higher(*a, b);
         }
         self.sums.extend(other.sums);
     }
@@ -223,6 +228,17 @@ impl Partial {
             }
         }
         totals
+    }
+}
+
+/// The higher of two peaks; the earlier of equal ones.
+fn higher(a: Option<(f64, u64)>, b: Option<(f64, u64)>) -> Option<(f64, u64)> {
+    match (a, b) {
+        (Some((x, i)), Some((y, j))) => {
+            let first = x.abs() > y.abs() || (x.abs() == y.abs() && i < j);
+            if first { a } else { b }
+        }
+        (found, None) | (None, found) => found,
     }
 }
 

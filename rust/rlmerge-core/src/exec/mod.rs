@@ -1,6 +1,7 @@
 //! Runs a plan: tiles in, tiles out, by workers of a private pool, into a staged output that appears whole.
 
 mod columns;
+mod conflicts;
 mod deltas;
 mod digest;
 mod element;
@@ -25,6 +26,7 @@ mod stats;
 mod tile;
 mod turnstile;
 
+pub use conflicts::{Survey, SurveySettings, survey};
 pub use observer::{Observer, Progress};
 
 use crate::error::{Error, Result};
@@ -71,6 +73,20 @@ pub fn run(
     sidecars: &[Sidecar],
     observer: &Observer,
 ) -> Result<Report> {
+    run_surveyed(plan, models, sidecars, None, observer)
+}
+
+/// Runs a plan, and gathers the statistics of a conflict report while its inputs are at hand.
+///
+/// # Errors
+/// As for [`run`].
+pub fn run_surveyed(
+    plan: &MergePlan,
+    models: &[Checkpoint],
+    sidecars: &[Sidecar],
+    survey: Option<&Survey>,
+    observer: &Observer,
+) -> Result<Report> {
     let target = target(plan);
     check_output(plan, &target)?;
     let stage = Stage::create(&target)?;
@@ -85,7 +101,8 @@ pub fn run(
         files.push(file);
     }
 
-    let (tensors, totals, modifiers) = Run::new(plan, models, &files, observer)?.merge()?;
+    let (tensors, totals, modifiers) =
+        Run::new(plan, models, &files, observer)?.with_survey(survey).merge()?;
     let masks = plan.marks.as_ref().map(|m| write_scales(plan, m, &tensors, files.last())).transpose()?;
     for file in &files {
         file.settle(|| !observer.is_cancelled())?;

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+use super::conflicts::Survey;
 use super::job::{Job, Scope};
 use super::jobs::job;
 use super::norms::NormsJob;
@@ -83,6 +84,8 @@ pub struct Run<'a> {
     level: Level,
     /// Norm of the statistics in each checkpoint.
     statistic_norms: Vec<f64>,
+    /// The conflict report that is gathered on the way.
+    survey: Option<&'a Survey>,
 }
 
 impl<'a> Run<'a> {
@@ -114,9 +117,101 @@ impl<'a> Run<'a> {
             bins: (SELECTION_BYTES / counters).max(1024) as usize,
             level,
             statistic_norms: Vec::new(),
+            survey: None,
         };
         observer.begin(run.bytes_to_go_through(), plan.tensors.len() as u64);
         Ok(run)
+    }
+
+    /// Gathers the statistics of a conflict report on the way.
+    pub fn with_survey(mut self, survey: Option<&'a Survey>) -> Self {
+        self.survey = survey;
+        if survey.is_some() {
+            let scanned = self.plan.tensors.iter().filter(|t| is_scanned_whole(t));
+            let more: u64 = scanned.map(|t| 2 * self.plan.source_bytes(t)).sum();
+            self.observer.begin(self.bytes_to_go_through() + more, self.plan.tensors.len() as u64);
+        }
+        self
+    }
+
+    /// Gathers the statistics of a conflict report, and merges nothing.
+    pub fn survey(mut self, survey: &'a Survey) -> Result<()> {
+        self.survey = Some(survey);
+        let tensors = &self.plan.tensors;
+        let scans = |t: &PlannedTensor| if is_scanned_whole(t) { 2 } else { 1 };
+        let bytes = tensors.iter().map(|t| self.plan.source_bytes(t) * scans(t)).sum();
+        self.observer.begin(bytes, tensors.len() as u64);
+        let mut start = 0;
+        for (at, tensor) in tensors.iter().enumerate() {
+            if is_scanned_whole(tensor) {
+                self.survey_tiles(survey, start..at)?;
+                self.survey_tensor(survey, at)?;
+                self.observer.add_tensor();
+                start = at + 1;
+            }
+        }
+        self.survey_tiles(survey, start..tensors.len())
+    }
+
+    /// Gathers the statistics of tensors that are one tile each, or compared tile by tile.
+    fn survey_tiles(&self, survey: &Survey, tensors: Range<usize>) -> Result<()> {
+        let tiles = self.map.tiles(tensors);
+        self.workers.run(
+            &self.map,
+            tiles.clone(),
+            self.observer,
+            || (),
+            |work, (), id, _| {
+                self.read_ahead(id, &tiles);
+                let slice = Slice::tile(self.plan, self.models, id);
+                slice.fetch(work)?;
+                let tensor = &self.plan.tensors[id.tensor];
+                if tensor.action == Action::Compare {
+                    survey.put_equal(id.tensor, tensor, &slice.equal(work));
+                } else {
+                    survey_alone(work, survey, &slice, id);
+                }
+                slice.release();
+                self.observer.add_bytes(slice.source_bytes());
+                if id.index + 1 == tensor.tiles() {
+                    self.observer.add_tensor();
+                }
+                Ok(())
+            },
+        )?;
+        Ok(())
+    }
+
+    /// Gathers the statistics of a tensor of several tiles, by all workers.
+    fn survey_tensor(&self, survey: &Survey, at: usize) -> Result<()> {
+        let tensor = &self.plan.tensors[at];
+        let mut job = survey.job(tensor);
+        let tiles = self.map.tiles(at..at + 1);
+        while job.needs_scan() {
+            let scanning = &job;
+            let gathered = self.workers.run(
+                &self.map,
+                tiles.clone(),
+                self.observer,
+                || scanning.partial(),
+                |work, partial, id, _| {
+                    self.read_ahead(id, &tiles);
+                    let slice = Slice::tile(self.plan, self.models, id);
+                    slice.fetch(work)?;
+                    slice.survey(work, scanning, id.ordinal, partial);
+                    slice.release();
+                    self.observer.add_bytes(slice.source_bytes());
+                    Ok(())
+                },
+            )?;
+            let mut merged = job.partial();
+            for partial in gathered {
+                merged.merge(partial);
+            }
+            job.learn(merged, &tensor.name)?;
+        }
+        survey.put(at, tensor, job);
+        Ok(())
     }
 
     /// Source bytes of all passes, for progress.
@@ -267,7 +362,9 @@ impl<'a> Run<'a> {
         let mut start = 0;
         for (at, tensor) in self.plan.tensors.iter().enumerate() {
             let learns = self.plan.passes(tensor).scans > 0 || self.matches_alone(tensor).is_some();
-            let scanned = learns && tensor.tiles() > 1 && !self.is_whole_model(tensor);
+            let surveyed = self.survey.is_some() && is_scanned_whole(tensor);
+            let scanned = surveyed || (learns && tensor.tiles() > 1);
+            let scanned = scanned && !self.is_whole_model(tensor);
             if scanned {
                 if start < at {
                     batches.push(Batch::Independent(start..at));
@@ -298,6 +395,9 @@ impl<'a> Run<'a> {
                 }
                 let slice = Slice::tile(self.plan, self.models, id);
                 slice.fetch(work)?;
+                if let Some(survey) = self.survey {
+                    survey.put_equal(id.tensor, &self.plan.tensors[id.tensor], &slice.equal(work));
+                }
                 let (bytes, stats) = slice.compare(work)?;
                 self.put(&slice, id, bytes, stats)
             },
@@ -322,6 +422,9 @@ impl<'a> Run<'a> {
                 self.read_ahead(id, &tiles);
                 let slice = Slice::tile(self.plan, self.models, id);
                 slice.fetch(work)?;
+                if let Some(survey) = self.survey {
+                    survey_alone(work, survey, &slice, id);
+                }
                 let own = self.matches_alone(tensor).map(|norm| self.match_alone(work, &slice, id, norm));
                 let own = own.transpose()?;
                 let factors = own.as_deref().unwrap_or(&self.factors);
@@ -378,6 +481,9 @@ impl<'a> Run<'a> {
     /// A tensor of several tiles: scans by all workers until everything is learnt, then its tiles.
     fn merge_scanned(&self, at: usize) -> Result<()> {
         let tensor = &self.plan.tensors[at];
+        if let Some(survey) = self.survey {
+            self.survey_tensor(survey, at)?;
+        }
         let mut job = self.job(tensor);
         self.give_statistics(tensor, job.as_mut())?;
         let keep_pages = self.plan.source_bytes(tensor) <= KEPT_BYTES;
@@ -404,6 +510,11 @@ impl<'a> Run<'a> {
             bins: self.bins,
             statistic_norms: &self.statistic_norms,
         };
+        if let Some(survey) = self.survey {
+            for (at, _) in self.plan.tensors.iter().enumerate().filter(|(_, t)| mine(t)) {
+                self.survey_tensor(survey, at)?;
+            }
+        }
         let mut job = job(&self.plan.programs[program], scope);
         let own = self.factors_of_each(&mine)?;
         let factors = own.as_deref().map_or(Factors::Same(&self.factors), Factors::Each);
@@ -652,4 +763,21 @@ impl<'a> Run<'a> {
 /// Whether a tensor is merged by the recipe's method, and not left out of it.
 fn is_merged(tensor: &PlannedTensor) -> bool {
     tensor.action == Action::Compute && tensor.program == Treatment::Merge as usize
+}
+
+/// Whether the statistics of a tensor take scans by all workers.
+fn is_scanned_whole(tensor: &PlannedTensor) -> bool {
+    tensor.action != Action::Compare && tensor.tiles() > 1
+}
+
+/// All scans of a conflict report over a tensor of one tile, by one worker.
+fn survey_alone(work: &mut Work, survey: &Survey, slice: &Slice<'_>, id: TileId) {
+    let mut job = survey.job(slice.tensor);
+    while job.needs_scan() {
+        let mut partial = job.partial();
+        slice.survey(work, &job, id.ordinal, &mut partial);
+        // Learning from a survey cannot fail.
+        let _ = job.learn(partial, &slice.tensor.name);
+    }
+    survey.put(id.tensor, slice.tensor, job);
 }

@@ -347,6 +347,18 @@ impl<'a> Slice<'a> {
         partial.close_tile(ordinal);
     }
 
+    /// Scans the elements of the tile into `partial`, wherever groups begin: sums over them do not depend on a method.
+    pub fn survey(&self, work: &mut Work, job: &dyn Job, ordinal: u64, partial: &mut Partial) {
+        self.for_chunks(work, Span::Elements, |chunk, _| job.scan(chunk, partial));
+        partial.close_tile(ordinal);
+    }
+
+    /// Which of the other models hold the same bytes as the first.
+    pub fn equal(&self, work: &Work) -> Vec<bool> {
+        let bytes = self.bytes(&work.inputs, 0);
+        (1..self.models.len()).map(|at| self.bytes(&work.inputs, at) == bytes).collect()
+    }
+
     /// The bytes of the output tile and its statistics. `order` shares the ties of a selection between tiles.
     pub fn merge<'w>(
         &self,

@@ -28,6 +28,7 @@ pub mod rng;
 pub mod rows;
 pub mod select;
 pub mod sphere;
+pub mod stats;
 pub mod values;
 
 pub use level::Level;

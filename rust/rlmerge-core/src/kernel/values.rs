@@ -1,7 +1,7 @@
 //! One model's decoded chunk: in f32, or in f64 when any model stores this tensor as `F64`.
 
 use super::rng::Kept;
-use super::{CHUNK, Level, combine, convert, lanes, masks, rows};
+use super::{CHUNK, Level, combine, convert, lanes, masks, rows, stats};
 use crate::dtype::DType;
 
 /// The decoded chunk of one model.
@@ -43,6 +43,12 @@ fn narrow_threshold(threshold: u64) -> (u32, bool) {
     let bits = near.to_bits();
     // The magnitude of an f32 that rounding brought below the threshold is one step too small.
     if f64::from(near) < wide { (bits + 1, false) } else { (bits, f64::from(near) <= wide || wide.is_nan()) }
+}
+
+/// The largest f32 that is not above a positive number: no f32 lies between the two.
+fn rounded_down(value: f64) -> f32 {
+    let near = value as f32;
+    if f64::from(near) > value { near.next_down() } else { near }
 }
 
 impl Default for Values {
@@ -174,6 +180,28 @@ impl Values {
             }
             _ => unreachable!("the models of a tensor share one width"),
         }
+    }
+
+    /// `out = self − base`, and what that changes.
+    pub fn changes(
+        &self,
+        level: Level,
+        base: &Self,
+        epsilon: f64,
+        relative: f64,
+        out: &mut [f64],
+    ) -> stats::Changes {
+        let found = match (self.numbers(), base.numbers()) {
+            (Numbers::Narrow(x), Numbers::Narrow(b)) => {
+                stats::changes_narrow(level, x, b, rounded_down(epsilon), relative as f32, out)
+            }
+            (Numbers::Wide(x), Numbers::Wide(b)) => stats::changes_wide(level, x, b, epsilon, relative, out),
+            _ => unreachable!("the models of a tensor share one width"),
+        };
+        if self.is_known_change_of(base) {
+            self.delta(level, base, out);
+        }
+        found
     }
 
     /// `out = factor · (self − base)` where the delta's magnitude is at least (above, when `strict`) the one with

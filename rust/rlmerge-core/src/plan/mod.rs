@@ -18,6 +18,9 @@ pub use expand::{ExpandRequest, Expected, ExpectedTensor};
 
 use std::path::PathBuf;
 
+use serde::Deserialize;
+use serde_json::{Value, json};
+
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::shard::{Change, Checkpoint, ConfigFacts, FileIdentity, Kind, Parts, Tensor};
@@ -174,6 +177,32 @@ pub struct PlannedModel {
     pub config: Option<ConfigFacts>,
 }
 
+/// What a conflict report is to read.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReportRequest {
+    /// The base.
+    pub base: PathBuf,
+    /// The experts.
+    pub experts: Vec<PathBuf>,
+    /// Number of worker threads; as many as there are processors when absent.
+    #[serde(default)]
+    pub threads: Option<usize>,
+    /// How tensor bytes are read.
+    #[serde(default)]
+    pub io: recipe::Io,
+}
+
+impl ReportRequest {
+    /// Reads a request from JSON.
+    ///
+    /// # Errors
+    /// [`Error::RecipeInvalid`] with the key that is wrong.
+    pub fn from_json(text: &str) -> Result<Self> {
+        serde_json::from_str(text).map_err(|e| Error::RecipeInvalid { message: e.to_string() })
+    }
+}
+
 /// Everything about a merge that can be known from headers and the recipe. Immutable.
 #[derive(Debug, Clone)]
 pub struct MergePlan {
@@ -242,6 +271,25 @@ impl MergePlan {
         recipe.modifiers.check_experts(&programs[Treatment::Merge as usize].family().models())?;
         let plan = Self::new(recipe, settings, programs, dtype, &models, &statistics)?;
         Ok((plan, models.into_iter().chain(statistics).collect()))
+    }
+
+    /// Opens a base and its experts, and plans to read them all: what a conflict report needs. Nothing is written.
+    ///
+    /// # Errors
+    /// As for [`prepare`](Self::prepare).
+    pub fn for_report(request: &ReportRequest) -> Result<(Self, Vec<Checkpoint>)> {
+        let models: Vec<Value> = request.experts.iter().map(|path| json!({ "path": path })).collect();
+        let recipe = json!({
+            "method": "task_arithmetic", "base": request.base, "models": models, "threads": request.threads,
+            "io": request.io, "output": "none.safetensors", "output_kind": "file",
+        });
+        let recipe = Recipe::from_json(&recipe.to_string())?;
+        let settings = Settings::resolve(&recipe)?;
+        let models = models::open(&recipe)?;
+        let experts = (0..models.len()).map(|model| (model, 1.0)).collect();
+        let all = Program::Linear(family::linear::Linear { experts, divisor: 1.0 });
+        let plan = Self::new(recipe, settings, vec![all], None, &models, &[])?;
+        Ok((plan, models))
     }
 
     fn new(

@@ -74,6 +74,36 @@ impl Role {
     }
 }
 
+/// Kind of module that a tensor belongs to, finer than its [`Role`]: `q`, `k`, `v` and `o` of attention, `gate`, `up`
+/// and `down` of a feed-forward block; `qkv` and `gate_up` where several are stored as one.
+#[must_use]
+pub fn kind(name: &str) -> &'static str {
+    const KINDS: [(&str, &[&str]); 9] = [
+        ("q", &["q_proj", "query", "q_lin", "wq"]),
+        ("k", &["k_proj", "key", "k_lin", "wk"]),
+        ("v", &["v_proj", "value", "v_lin", "wv"]),
+        ("qkv", &["qkv_proj", "query_key_value", "c_attn", "Wqkv", "qkv"]),
+        ("o", &["o_proj", "out_proj", "out_lin", "wo"]),
+        ("gate", &["gate_proj", "w1"]),
+        ("up", &["up_proj", "w3", "c_fc", "fc1", "dense_h_to_4h"]),
+        ("down", &["down_proj", "w2", "fc2", "dense_4h_to_h"]),
+        ("gate_up", &["gate_up_proj", "gate_up"]),
+    ];
+    let role = Role::of(name);
+    if !matches!(role, Role::Attention | Role::FeedForward | Role::Other) {
+        return role.name();
+    }
+    let parts = || name.split('.');
+    let found = KINDS.iter().find(|(_, words)| parts().any(|p| words.contains(&p)));
+    match (found, role) {
+        (Some((kind, _)), _) => kind,
+        // GPT-2 and its like call the last matrix of either block by one name.
+        (None, Role::Attention) if parts().any(|p| p == "c_proj" || p == "dense") => "o",
+        (None, Role::FeedForward) if parts().any(|p| p == "c_proj") => "down",
+        (None, _) => role.name(),
+    }
+}
+
 /// Number of the layer that a tensor belongs to: the first whole number among the parts of its name that
 /// follows a word for a stack of layers, or simply the first one.
 #[must_use]
@@ -144,6 +174,29 @@ mod tests {
             ("something", Role::Other),
         ] {
             assert_eq!(Role::of(name), role, "{name}");
+        }
+    }
+
+    #[test]
+    fn kinds_of_common_names() {
+        for (name, expected) in [
+            ("model.embed_tokens.weight", "embedding"),
+            ("lm_head.weight", "head"),
+            ("model.layers.3.input_layernorm.weight", "norm"),
+            ("model.layers.3.self_attn.q_proj.weight", "q"),
+            ("model.layers.3.self_attn.q_proj.bias", "bias"),
+            ("model.layers.3.self_attn.o_proj.weight", "o"),
+            ("transformer.h.0.attn.c_attn.weight", "qkv"),
+            ("transformer.h.0.attn.c_proj.weight", "o"),
+            ("transformer.h.0.mlp.c_proj.weight", "down"),
+            ("transformer.h.0.mlp.c_fc.weight", "up"),
+            ("model.layers.3.mlp.gate_proj.weight", "gate"),
+            ("model.layers.3.mlp.gate.weight", "router"),
+            ("model.layers.3.mlp.experts.gate_up_proj", "gate_up"),
+            ("model.layers.3.block_sparse_moe.experts.7.w2.weight", "down"),
+            ("something", "other"),
+        ] {
+            assert_eq!(kind(name), expected, "{name}");
         }
     }
 

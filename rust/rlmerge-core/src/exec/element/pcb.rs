@@ -132,7 +132,7 @@ impl Job for PcbJob {
             Step::Done => Vec::new(),
         };
         let mut partial = Partial::with_tallies(tallies);
-        partial.peaks = vec![f64::NEG_INFINITY; self.experts.len()];
+        partial.maxima = vec![f64::NEG_INFINITY; self.experts.len()];
         partial
     }
 
@@ -155,7 +155,7 @@ impl Job for PcbJob {
             } else {
                 element::compete(level, delta, total, search.rival, scores);
                 count(&search.cut, scores, at);
-                partial.peaks[at] = partial.peaks[at].max(element::greatest(level, scores));
+                partial.maxima[at] = partial.maxima[at].max(element::greatest(level, scores));
             }
         }
     }
@@ -175,7 +175,7 @@ impl Job for PcbJob {
         } else {
             for (at, search) in self.experts.iter_mut().enumerate() {
                 learn(&mut search.cut, &partial.tallies[at]);
-                search.rival.peak = search.rival.peak.max(partial.peaks[at]);
+                search.rival.peak = search.rival.peak.max(partial.maxima[at]);
             }
             self.learn_cuts();
         }

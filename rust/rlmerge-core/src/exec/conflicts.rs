@@ -1,0 +1,523 @@
+//! The statistics of a conflict report, gathered in two scans of each tensor while it is at hand: the first sums,
+//! counts and histograms everything that needs no threshold, the second what lies beyond thresholds that the
+//! histograms gave. The disk is read once; tensors of one tile go through both scans in the processor's cache.
+
+use std::sync::{Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::job::{Chunk, Job, Partial, Scratch, Ties};
+use super::observer::Observer;
+use super::run::Run;
+use crate::error::{Error, Result};
+use crate::kernel::lanes::Lanes;
+use crate::kernel::stats::{self, KEYS, ROOM};
+use crate::plan::{Action, MergePlan, PlannedTensor, role};
+use crate::report::conflicts::{Conflicts, Sums, TOP, TensorConflicts, pairs};
+use crate::shard::Checkpoint;
+
+/// What counts as changed, large and small.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SurveySettings {
+    /// ε: a delta above it is a change.
+    pub epsilon: f64,
+    /// r: a delta above this share of the larger weight is a relative change.
+    pub relative: f64,
+    /// Share of each tensor's deltas that TIES keeps, and that count as its largest.
+    pub density: f64,
+    /// Share of each tensor's base weights that count as its smallest.
+    pub low: f64,
+    /// λ of the direction retention.
+    pub lambda: f64,
+}
+
+impl Default for SurveySettings {
+    fn default() -> Self {
+        Self { epsilon: 1e-5, relative: 1e-3, density: 0.2, low: 0.3, lambda: 1.0 }
+    }
+}
+
+impl SurveySettings {
+    /// Reads settings from JSON; what is not given has its default.
+    ///
+    /// # Errors
+    /// [`Error::RecipeInvalid`] with the key that is wrong, [`Error::ParameterOutOfRange`] with its range.
+    pub fn from_json(text: &str) -> Result<Self> {
+        let settings: Self =
+            serde_json::from_str(text).map_err(|e| Error::RecipeInvalid { message: e.to_string() })?;
+        let share = |v: f64| v > 0.0 && v <= 1.0;
+        let size = |v: f64| v >= 0.0 && v.is_finite();
+        for (name, value, fits, expected) in [
+            ("epsilon", settings.epsilon, size(settings.epsilon), "0 or more"),
+            ("relative", settings.relative, size(settings.relative), "0 or more"),
+            ("density", settings.density, share(settings.density), "above 0 and at most 1"),
+            ("low", settings.low, share(settings.low), "above 0 and at most 1"),
+            ("lambda", settings.lambda, settings.lambda.is_finite(), "a number"),
+        ] {
+            if !fits {
+                return Err(Error::ParameterOutOfRange {
+                    parameter: name.into(),
+                    place: "the report".into(),
+                    value: value.to_string(),
+                    expected: expected.into(),
+                });
+            }
+        }
+        Ok(settings)
+    }
+}
+
+/// What is gathered of all tensors.
+pub struct Survey {
+    settings: SurveySettings,
+    experts: usize,
+    done: Vec<Mutex<Option<TensorConflicts>>>,
+    /// Counts of |δ| by key over the whole model, of each expert.
+    keys: Mutex<Vec<i64>>,
+}
+
+/// Gathers the statistics of a plan made by [`MergePlan::for_report`], and writes nothing.
+///
+/// # Errors
+/// Whatever reading can meet.
+pub fn survey(
+    plan: &MergePlan,
+    models: &[Checkpoint],
+    settings: SurveySettings,
+    observer: &Observer,
+) -> Result<Value> {
+    let survey = Survey::new(plan, settings)?;
+    Run::new(plan, models, &[], observer)?.survey(&survey)?;
+    for model in models {
+        model.verify_unchanged()?;
+    }
+    if observer.is_cancelled() {
+        return Err(Error::Cancelled);
+    }
+    let warnings = models.iter().flat_map(|m| m.warnings().iter().cloned()).collect();
+    Ok(survey.finish(plan, warnings))
+}
+
+impl Survey {
+    /// For the tensors of a plan.
+    ///
+    /// # Errors
+    /// [`Error::RecipeInvalid`] when its tensors are not all made from the base and the same experts.
+    pub fn new(plan: &MergePlan, settings: SurveySettings) -> Result<Self> {
+        let computed = || plan.tensors.iter().filter(|t| t.action != Action::Compare);
+        let read = computed().next().map_or_else(Vec::new, |t| plan.read_models(t));
+        let alike = computed().all(|t| plan.read_models(t) == read);
+        if !alike || plan.base.is_none() || read.first() != plan.base.as_ref() || read.len() < 2 {
+            let message = "a conflict report compares experts with a base, and this merge does not read a base and \
+                           the same experts for every tensor";
+            return Err(Error::RecipeInvalid { message: message.into() });
+        }
+        let experts = read.len() - 1;
+        Ok(Self {
+            settings,
+            experts,
+            done: plan.tensors.iter().map(|_| Mutex::new(None)).collect(),
+            keys: Mutex::new(vec![0; experts * KEYS]),
+        })
+    }
+
+    /// The scans of one tensor.
+    pub fn job(&self, tensor: &PlannedTensor) -> SurveyJob {
+        SurveyJob {
+            settings: self.settings,
+            elements: tensor.elements,
+            pairs: pairs(self.experts).collect(),
+            step: Step::Everything,
+            sums: Sums { tensors: 1, elements: tensor.elements, ..Sums::new(self.experts) },
+            cuts: Vec::new(),
+            below: 0.0,
+            peaks: Vec::new(),
+            keys: Vec::new(),
+        }
+    }
+
+    /// Keeps what the scans of a tensor gave.
+    pub fn put(&self, at: usize, tensor: &PlannedTensor, job: SurveyJob) {
+        // A merge that goes through its tensors twice finds the same again.
+        if self.is_done(at) {
+            return;
+        }
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        for (a, b) in keys.iter_mut().zip(&job.keys) {
+            *a += b;
+        }
+        drop(keys);
+        self.keep(at, TensorConflicts { sums: job.sums, peaks: job.peaks, ..described(tensor) });
+    }
+
+    /// Keeps which experts hold the base's bytes in a tile of a tensor without arithmetic.
+    pub fn put_equal(&self, at: usize, tensor: &PlannedTensor, equal: &[bool]) {
+        let mut done = self.done[at].lock().unwrap_or_else(PoisonError::into_inner);
+        let known = done.get_or_insert_with(|| TensorConflicts {
+            equal: Some(vec![true; equal.len()]),
+            ..described(tensor)
+        });
+        for (a, b) in known.equal.iter_mut().flatten().zip(equal) {
+            *a &= b;
+        }
+    }
+
+    /// Whether a tensor needs no scan any more.
+    pub fn is_done(&self, at: usize) -> bool {
+        self.done[at].lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    fn keep(&self, at: usize, conflicts: TensorConflicts) {
+        *self.done[at].lock().unwrap_or_else(PoisonError::into_inner) = Some(conflicts);
+    }
+
+    /// The report as JSON.
+    pub fn finish(self, plan: &MergePlan, warnings: Vec<String>) -> Value {
+        let mut tensors: Vec<TensorConflicts> = self
+            .done
+            .into_iter()
+            .filter_map(|d| d.into_inner().unwrap_or_else(PoisonError::into_inner))
+            .collect();
+        // An order that does not depend on files: whole layers, those without a layer last.
+        tensors.sort_by(|a, b| {
+            (a.layer.unwrap_or(u32::MAX), &a.name).cmp(&(b.layer.unwrap_or(u32::MAX), &b.name))
+        });
+        let elements = tensors.iter().map(|t| t.sums.elements).sum::<u64>();
+        let keys = self.keys.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut shares = vec![TOP[0], TOP[1], self.settings.density, 0.5];
+        shares.sort_by(f64::total_cmp);
+        shares.dedup();
+        let quantiles = keys.chunks(KEYS).map(|keys| {
+            let of = |share: f64| {
+                let cut = Cut::of(keys, rank(share, elements));
+                (share, if cut.reached { stats::edge(cut.key) } else { 0.0 })
+            };
+            shares.iter().map(|s| of(*s)).collect()
+        });
+        let conflicts = Conflicts { tensors, quantiles: quantiles.collect(), lambda: self.settings.lambda };
+        let mut value = json!({
+            "schema": "rlmerge.conflicts/1",
+            "version": env!("CARGO_PKG_VERSION"),
+            "settings": self.settings,
+            "models": plan.summary()["models"],
+            "notes": plan.notes,
+            "warnings": warnings,
+        });
+        if let (Some(map), Value::Object(numbers)) = (value.as_object_mut(), conflicts.json(self.experts)) {
+            map.extend(numbers);
+        }
+        value
+    }
+}
+
+/// A tensor without its numbers.
+fn described(tensor: &PlannedTensor) -> TensorConflicts {
+    TensorConflicts {
+        name: tensor.name.clone(),
+        dtype: tensor.dtype,
+        shape: tensor.shape.clone(),
+        layer: role::layer(&tensor.name),
+        kind: role::kind(&tensor.name),
+        equal: None,
+        sums: Sums::default(),
+        peaks: Vec::new(),
+    }
+}
+
+/// Number of elements that a share of some means, rounded up.
+fn rank(share: f64, elements: u64) -> u64 {
+    (share * elements as f64).ceil() as u64
+}
+
+/// The smallest set of the largest keys that holds at least so many elements.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    /// The smallest key in it; at least 1, for zeros are never large.
+    key: usize,
+    /// How many it holds.
+    count: u64,
+    /// How many were asked for.
+    rank: u64,
+    /// Whether it holds as many.
+    reached: bool,
+}
+
+impl Cut {
+    fn of(keys: &[i64], rank: u64) -> Self {
+        let mut count = 0;
+        for key in (1..keys.len()).rev() {
+            count += keys[key] as u64;
+            if count >= rank {
+                return Self { key, count, rank, reached: true };
+            }
+        }
+        Self { key: 1, count, rank, reached: false }
+    }
+
+    fn edge(self) -> f64 {
+        stats::edge(self.key)
+    }
+
+    /// The energy of exactly so many elements: what the last key holds too many is taken out at its lower edge.
+    fn trimmed(self, energy: f64) -> f64 {
+        let excess = self.count.saturating_sub(self.rank) as f64;
+        (energy - excess * self.edge() * self.edge()).max(0.0)
+    }
+}
+
+/// What is still to be gathered of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Everything,
+    BeyondThresholds,
+    Done,
+}
+
+/// The scans of one tensor.
+pub struct SurveyJob {
+    settings: SurveySettings,
+    elements: u64,
+    pairs: Vec<(usize, usize)>,
+    step: Step,
+    sums: Sums,
+    /// Of each expert, for each share of [`TOP`] and the density.
+    cuts: Vec<[Cut; 3]>,
+    /// Base weights under it are the smallest.
+    below: f64,
+    peaks: Vec<Option<(f64, u64)>>,
+    keys: Vec<i64>,
+}
+
+/// Sums of each expert, and of each pair, in the first scan.
+const EXPERT_LANES: usize = 3;
+const PAIR_LANES: usize = 9;
+/// Counts of each expert, and of each pair, in the first scan.
+const EXPERT_COUNTS: usize = 6;
+const PAIR_COUNTS: usize = 2;
+/// The same in the second scan.
+const EXPERT_LANES_2: usize = 4;
+const EXPERT_COUNTS_2: usize = 3;
+
+impl SurveyJob {
+    fn experts(&self) -> usize {
+        self.sums.experts.len()
+    }
+
+    fn small_counts(&self) -> usize {
+        EXPERT_COUNTS * self.experts() + PAIR_COUNTS * self.pairs.len()
+    }
+
+    fn gather(&self, chunk: &mut Chunk<'_>, partial: &mut Partial) {
+        let (level, len, experts) = (chunk.level, chunk.len, self.experts());
+        let Scratch { stride, deltas, total, out, .. } = &mut *chunk.scratch;
+        let (base, epsilon) = (&chunk.values[0], self.settings.epsilon);
+        let (counts, keys) = partial.counts.split_at_mut(self.small_counts());
+        let (base_lanes, lanes) = partial.lanes.split_at_mut(1);
+        base.weigh(level, 1.0, &mut out[..len], &mut base_lanes[0]);
+        stats::count_keys(level, &out[..len], &mut keys[..ROOM]);
+        // Experts of which this chunk holds a change; zeros need not be added.
+        let mut moved = 0u128;
+        for at in 0..experts {
+            let delta = &mut deltas[at * *stride..at * *stride + len];
+            let found = chunk.values[at + 1].changes(level, base, epsilon, self.settings.relative, delta);
+            let numbers = [found.different, found.absolute, found.relative, found.visible, found.non_finite];
+            for (count, number) in counts[EXPERT_COUNTS * at..].iter_mut().zip(numbers) {
+                *count += number as i64;
+            }
+            if found.different == 0 {
+                continue;
+            }
+            moved |= 1u128.checked_shl(at as u32).unwrap_or(0);
+            stats::add_moments(level, delta, epsilon, &mut lanes[EXPERT_LANES * at..][..EXPERT_LANES]);
+            stats::count_keys(level, delta, &mut keys[ROOM * (at + 1)..ROOM * (at + 2)]);
+            let size = stats::peak(level, delta);
+            if size > partial.peaks[at].map_or(0.0, |(delta, _)| delta.abs())
+                && let Some(i) = delta.iter().position(|d| d.abs() == size)
+            {
+                partial.peaks[at] = Some((delta[i], chunk.first + i as u64));
+            }
+        }
+        let has_moved = |at: usize| at >= 128 || moved >> at & 1 == 1;
+        let pair_lanes = lanes[EXPERT_LANES * experts..].chunks_mut(PAIR_LANES);
+        let pair_counts = counts[EXPERT_COUNTS * experts..].chunks_mut(PAIR_COUNTS);
+        for ((&(a, b), lanes), counts) in self.pairs.iter().zip(pair_lanes).zip(pair_counts) {
+            if !has_moved(a) || !has_moved(b) {
+                continue;
+            }
+            let (x, y) = (&deltas[a * *stride..a * *stride + len], &deltas[b * *stride..b * *stride + len]);
+            stats::add_products(level, x, y, &mut lanes[..4]);
+            let (both, opposed) = stats::add_overlap(level, x, y, epsilon, &mut lanes[4..]);
+            counts[0] += both as i64;
+            counts[1] += opposed as i64;
+        }
+        // With two experts, what is shared is what both changed.
+        if experts > 2 {
+            let owners = &mut total[..len];
+            owners.fill(0.0);
+            for at in (0..experts).filter(|at| has_moved(*at)) {
+                stats::add_owners(level, &deltas[at * *stride..at * *stride + len], epsilon, owners);
+            }
+            for at in (0..experts).filter(|at| has_moved(*at)) {
+                let delta = &deltas[at * *stride..at * *stride + len];
+                counts[EXPERT_COUNTS * at + 5] += stats::count_shared(level, delta, epsilon, owners) as i64;
+            }
+        }
+    }
+
+    fn gather_beyond(&self, chunk: &mut Chunk<'_>, partial: &mut Partial) {
+        let (level, len, experts) = (chunk.level, chunk.len, self.experts());
+        let Scratch { stride, deltas, total, out, .. } = &mut *chunk.scratch;
+        let (base, epsilon) = (&chunk.values[0], self.settings.epsilon);
+        base.weigh(level, 1.0, &mut out[..len], &mut Lanes::default());
+        let total = &mut total[..len];
+        total.fill(0.0);
+        for at in 0..experts {
+            let delta = &mut deltas[at * *stride..at * *stride + len];
+            chunk.values[at + 1].delta(level, base, delta);
+            let least = self.cuts[at].map(Cut::edge);
+            stats::add_largest(level, delta, least, &mut partial.lanes[EXPERT_LANES_2 * at..][..3]);
+            stats::add_kept(level, delta, least[2], total);
+            partial.counts[EXPERT_COUNTS_2 * at + 2] +=
+                stats::count_low(level, delta, &out[..len], epsilon, self.below) as i64;
+        }
+        for at in 0..experts {
+            let delta = &deltas[at * *stride..at * *stride + len];
+            let least = self.cuts[at][2].edge();
+            let lanes = &mut partial.lanes[EXPERT_LANES_2 * at + 3];
+            let (kept, lost) = stats::count_lost(level, delta, least, total, lanes);
+            partial.counts[EXPERT_COUNTS_2 * at] += kept as i64;
+            partial.counts[EXPERT_COUNTS_2 * at + 1] += lost as i64;
+        }
+        let counts = partial.counts[EXPERT_COUNTS_2 * experts..].chunks_mut(PAIR_COUNTS);
+        for (&(a, b), counts) in self.pairs.iter().zip(counts) {
+            let (x, y) = (&deltas[a * *stride..a * *stride + len], &deltas[b * *stride..b * *stride + len]);
+            let (least_a, least_b) = (self.cuts[a][2].edge(), self.cuts[b][2].edge());
+            let (both, opposed) = stats::count_opposed(level, x, y, least_a, least_b);
+            counts[0] += both as i64;
+            counts[1] += opposed as i64;
+        }
+    }
+
+    fn learn_everything(&mut self, mut partial: Partial) {
+        let (experts, small) = (self.experts(), self.small_counts());
+        let counts = std::mem::take(&mut partial.counts);
+        self.peaks = std::mem::take(&mut partial.peaks);
+        let sums = partial.sums();
+        let (counts, keys) = counts.split_at(small);
+        self.sums.base_square = sums[0];
+        for (at, e) in self.sums.experts.iter_mut().enumerate() {
+            let sums = &sums[1 + EXPERT_LANES * at..][..EXPERT_LANES];
+            (e.square, e.fourth, e.changed_square) = (sums[0], sums[1], sums[2]);
+            let counts = &counts[EXPERT_COUNTS * at..][..EXPERT_COUNTS];
+            e.different = counts[0] as u64;
+            e.changed = counts[1] as u64;
+            e.changed_relative = counts[2] as u64;
+            e.changed_bf16 = counts[3] as u64;
+            e.non_finite = counts[4] as u64;
+            e.shared = counts[5] as u64;
+            e.max = self.peaks[at].map_or(0.0, |(delta, _)| delta.abs());
+            let keys = &keys[ROOM * (at + 1)..][..KEYS];
+            // A bin of the report is a power of two.
+            let bin = |keys: &[i64]| keys.iter().sum::<i64>() as u64;
+            e.histogram = keys.chunks(1 << stats::FRACTION).map(bin).collect();
+        }
+        for (at, p) in self.sums.pairs.iter_mut().enumerate() {
+            let sums = &sums[1 + EXPERT_LANES * experts + PAIR_LANES * at..][..PAIR_LANES];
+            (p.dot, p.negative, p.square, p.negative_square) = (sums[0], sums[1], sums[2], sums[3]);
+            (p.overlap_dot, p.overlap_a, p.overlap_b) = (sums[4], sums[5], sums[6]);
+            (p.a_on_b, p.b_on_a) = (sums[7], sums[8]);
+            let counts = &counts[EXPERT_COUNTS * experts + PAIR_COUNTS * at..];
+            (p.both, p.opposed) = (counts[0] as u64, counts[1] as u64);
+        }
+        if let (2, [pair]) = (experts, &self.sums.pairs[..]) {
+            let both = pair.both;
+            self.sums.experts.iter_mut().for_each(|e| e.shared = both);
+        }
+        let (base, experts) = keys.split_at(ROOM);
+        self.below = self.smallest(&base[..KEYS]);
+        let ranks = [TOP[0], TOP[1], self.settings.density].map(|share| rank(share, self.elements));
+        self.keys = experts.chunks(ROOM).flat_map(|keys| &keys[..KEYS]).copied().collect();
+        self.cuts = self.keys.chunks(KEYS).map(|keys| ranks.map(|rank| Cut::of(keys, rank))).collect();
+    }
+
+    /// Sets how many base weights are the smallest, and gives the magnitude that they are all under.
+    fn smallest(&mut self, keys: &[i64]) -> f64 {
+        let wanted = rank(self.settings.low, self.elements);
+        // Zeros are not counted.
+        let above_zero: i64 = keys[1..].iter().sum();
+        let mut count = self.elements - above_zero as u64;
+        let mut key = 1;
+        while count < wanted && key < keys.len() {
+            count += keys[key] as u64;
+            key += 1;
+        }
+        self.sums.low = count;
+        stats::edge(key)
+    }
+
+    fn learn_beyond(&mut self, mut partial: Partial) {
+        let experts = self.experts();
+        let counts = std::mem::take(&mut partial.counts);
+        let sums = partial.sums();
+        for (at, e) in self.sums.experts.iter_mut().enumerate() {
+            let sums = &sums[EXPERT_LANES_2 * at..][..EXPERT_LANES_2];
+            let [first, second, _] = self.cuts[at];
+            e.top = [first.trimmed(sums[0]), second.trimmed(sums[1])];
+            (e.kept_square, e.lost_square) = (sums[2], sums[3]);
+            let counts = &counts[EXPERT_COUNTS_2 * at..][..EXPERT_COUNTS_2];
+            (e.kept, e.lost, e.changed_low) = (counts[0] as u64, counts[1] as u64, counts[2] as u64);
+        }
+        for (at, p) in self.sums.pairs.iter_mut().enumerate() {
+            let counts = &counts[EXPERT_COUNTS_2 * experts + PAIR_COUNTS * at..];
+            (p.top_both, p.top_opposed) = (counts[0] as u64, counts[1] as u64);
+        }
+    }
+}
+
+impl Job for SurveyJob {
+    fn needs_scan(&self) -> bool {
+        self.step != Step::Done
+    }
+
+    fn partial(&self) -> Partial {
+        let (experts, pairs) = (self.experts(), self.pairs.len());
+        let (lanes, counts) = match self.step {
+            Step::Everything => {
+                let lanes = 1 + EXPERT_LANES * experts + PAIR_LANES * pairs;
+                (lanes, self.small_counts() + ROOM * (experts + 1))
+            }
+            _ => (EXPERT_LANES_2 * experts, EXPERT_COUNTS_2 * experts + PAIR_COUNTS * pairs),
+        };
+        let mut partial = Partial::with_lanes(lanes);
+        partial.counts = vec![0; counts];
+        partial.peaks = vec![None; experts];
+        partial
+    }
+
+    fn scan(&self, chunk: &mut Chunk<'_>, partial: &mut Partial) {
+        match self.step {
+            Step::Everything => self.gather(chunk, partial),
+            Step::BeyondThresholds => self.gather_beyond(chunk, partial),
+            Step::Done => {}
+        }
+    }
+
+    fn learn(&mut self, partial: Partial, _tensor: &str) -> Result<()> {
+        self.step = match self.step {
+            Step::Everything => {
+                self.learn_everything(partial);
+                Step::BeyondThresholds
+            }
+            Step::BeyondThresholds | Step::Done => {
+                self.learn_beyond(partial);
+                Step::Done
+            }
+        };
+        Ok(())
+    }
+
+    /// A survey computes no output.
+    fn apply(&self, _chunk: &mut Chunk<'_>, _ties: &mut [Ties], _squares: &mut [Lanes]) {}
+}
