@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import rlmerge
 from rlmerge._methods import find_method
 from rlmerge.errors import AlignmentError, CheckpointError, RecipeError
-from tests import adapters, models, tensorfile
+from tests import adapters, merging, models, tensorfile
 from tests.reference import adapter as reference
 from tests.reference.rounding import DTYPES, bits, round_to, wide
 
@@ -178,6 +178,8 @@ def attempt(paths, output, method, base, **options):
         paths = paths[:1]
     if len(paths) < found.min_experts and found.base != "model":
         pytest.skip(f"{method} takes at least {found.min_experts} models")
+    if method in merging.WITH_MASKS:
+        output = output.with_suffix("")
     try:
         return merged(paths, output, method=method, base=base, **options)
     except RecipeError as error:
