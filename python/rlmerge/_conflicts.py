@@ -15,7 +15,7 @@ from rlmerge._groups import Group, GroupComparison, compare_groups
 from rlmerge._statistics import OF_EXPERT, OF_PAIR, TOGETHER
 from rlmerge.errors import RecipeError
 from rlmerge.recipe import IO_WAYS, check_choice, check_integer
-from rlmerge.sources import check_paths, choose_base, resolve
+from rlmerge.sources import check_paths, choose_base, resolve_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -468,20 +468,21 @@ def conflicts(
         if len(wanted) < 2:
             msg = "a report needs a base and at least one expert"
             raise RecipeError(msg, code="model_count", hint="give the base with `base`, on the command line --base")
-        choice = choose_base([resolve(path) for path in wanted])
+        choice = choose_base([resolve_model(path) for path in wanted])
         chosen = choice.base
         wanted = [wanted[at] for at in choice.experts]
         notes.append(choice.note)
     else:
-        chosen = resolve(os.fspath(base))
+        chosen = resolve_model(os.fspath(base))
     if not wanted:
         msg = "no experts to compare with the base"
         raise RecipeError(msg, code="model_count", hint="give at least one expert; two for a conflict")
     names = _names(wanted)
     found = [Group(name, [_member(wanted, path) for path in members]) for name, members in named.items()]
     request = {
-        "base": chosen,
-        "experts": [resolve(path) for path in wanted],
+        "base": chosen.path,
+        "base_adapter": chosen.adapter,
+        "experts": [{"path": found.path, "adapter": found.adapter} for found in map(resolve_model, wanted)],
         "threads": None if threads is None else check_integer("threads", threads, 1, 1024),
         "io": check_choice("io", io, IO_WAYS) if io is not None else IO_WAYS[0],
     }

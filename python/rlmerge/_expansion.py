@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlmerge import _core
+from rlmerge.errors import RecipeError
 from rlmerge.report import Plan, PlannedModel, Report
 from rlmerge.sidecars import Sidecar, collect_sidecars
 from rlmerge.sources import check_paths, resolve
@@ -55,7 +56,10 @@ def plan_expansion(
         sidecars.append(("README.md", _card(merged, task, raw["version"])))
     notes += raw["notes"]
 
-    def run(progress: Callable[[Progress], None] | None) -> Report:
+    def run(progress: Callable[[Progress], None] | None, conflicts: bool) -> Report:  # noqa: FBT001
+        if conflicts:
+            msg = "a model that is rebuilt from a mask has no experts to report on"
+            raise RecipeError(msg, hint="`rlmerge conflict-report` reads the experts themselves")
         report = json.loads(core.run(sidecars, progress))
         report["plan"]["notes"] = list(notes)
         return Report(

@@ -19,7 +19,7 @@ pub use expand::{ExpandRequest, Expected, ExpectedTensor};
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -183,8 +183,11 @@ pub struct PlannedModel {
 pub struct ReportRequest {
     /// The base.
     pub base: PathBuf,
+    /// The folder of an adapter that changes it.
+    #[serde(default)]
+    pub base_adapter: Option<PathBuf>,
     /// The experts.
-    pub experts: Vec<PathBuf>,
+    pub experts: Vec<recipe::ModelEntry>,
     /// Number of worker threads; as many as there are processors when absent.
     #[serde(default)]
     pub threads: Option<usize>,
@@ -278,10 +281,10 @@ impl MergePlan {
     /// # Errors
     /// As for [`prepare`](Self::prepare).
     pub fn for_report(request: &ReportRequest) -> Result<(Self, Vec<Checkpoint>)> {
-        let models: Vec<Value> = request.experts.iter().map(|path| json!({ "path": path })).collect();
         let recipe = json!({
-            "method": "task_arithmetic", "base": request.base, "models": models, "threads": request.threads,
-            "io": request.io, "output": "none.safetensors", "output_kind": "file",
+            "method": "task_arithmetic", "base": request.base, "base_adapter": request.base_adapter,
+            "models": request.experts, "threads": request.threads, "io": request.io, "output": "none.safetensors",
+            "output_kind": "file",
         });
         let recipe = Recipe::from_json(&recipe.to_string())?;
         let settings = Settings::resolve(&recipe)?;
