@@ -640,7 +640,9 @@ fn folders_without_the_usual_names() {
     Model::new().with("pytorch_model.bin", "").no_checkpoint("`pytorch_model.bin`: pickles");
     Model::new().with("model-q4.gguf", "").no_checkpoint("GGUF");
     let adapter = Model::new().with("adapter_config.json", "{}").shard("adapter_model.safetensors", &["a"]);
-    adapter.no_checkpoint("adapters are not supported yet");
+    let error = adapter.open().expect_err("a base is missing");
+    assert_eq!((error.code(), error.exit_code()), ("adapter_without_base", 2), "{error}");
+    assert!(error.to_string().contains("only together with its base") && error.hint().is_some(), "{error}");
     let beside = Model::new().with("adapter_config.json", "{}").shard("model.safetensors", &["a"]);
     beside.warned("also holds an adapter");
 }

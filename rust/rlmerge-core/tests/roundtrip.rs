@@ -73,6 +73,7 @@ fn golden_inspection() {
         },
         "metadata": {"format": "pt"},
         "config": {"architecture": "A", "tie_word_embeddings": null},
+        "adapter": null,
         "warnings": [],
     });
     assert_eq!(inspect(folder.path()).unwrap().to_string(), expected.to_string());
