@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["inspect", "merge", "method", "methods", "plan"]
 
 StrPath = str | os.PathLike[str]
-Value = float | int | bool | str | list[float] | list[int] | list[bool] | list[str]
+Value = float | int | bool | StrPath | Sequence[float | int | bool | StrPath]
 
 
 def merge(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,6 +189,8 @@ def check_value(name: str, value: object) -> Any:
         return [check_value(name, item) for item in value]
     if isinstance(value, (bool, str)):
         return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     if hasattr(value, "item") and not hasattr(value, "__len__"):
         value = value.item()  # a NumPy scalar
     if isinstance(value, int):

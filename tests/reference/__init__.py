@@ -6,7 +6,18 @@ a `Merged`: the result *before* the one rounding to the output dtype, and how la
 between two correct f64 evaluations of the same formula can be.
 """
 
-from tests.reference import dare, linear, passthrough, slerp, task_arithmetic, ties
+from tests.reference import (
+    dare,
+    fisher,
+    linear,
+    neuromerging,
+    passthrough,
+    regmean,
+    resmerge,
+    slerp,
+    task_arithmetic,
+    ties,
+)
 from tests.reference.conventions import Merged
 
 METHODS = {
@@ -17,6 +28,10 @@ METHODS = {
     "dare_ties": dare.merge_ties,
     "slerp": slerp.merge,
     "passthrough": passthrough.merge,
+    "fisher": fisher.merge,
+    "resmerge": resmerge.merge,
+    "neuromerging": neuromerging.merge,
+    "regmean": regmean.merge,
 }
 
 __all__ = ["METHODS", "Merged"]

@@ -151,6 +151,16 @@ pub enum Error {
         /// The tensor, when it was a tensor.
         tensor: Option<String>,
     },
+    /// Statistics that an expert cannot have.
+    #[error("{path}: tensor `{tensor}`: {message}", path = show(path), tensor = escape(tensor))]
+    BadStatistics {
+        /// The file or folder of statistics.
+        path: PathBuf,
+        /// The tensor that they are about.
+        tensor: String,
+        /// What is wrong, with the element.
+        message: String,
+    },
     /// An input changed while it was read.
     #[error("{path}: changed while it was being read ({message})", path = show(path))]
     InputChanged {
@@ -302,6 +312,7 @@ impl Error {
             Self::BadIndex { .. } => "bad_index",
             Self::BadConfig { .. } => "bad_config",
             Self::Quantised { .. } => "quantised",
+            Self::BadStatistics { .. } => "bad_statistics",
             Self::InputChanged { .. } => "input_changed",
             Self::ModelsDoNotFit { .. } => "models_do_not_fit",
             Self::OpaqueTensorsDiffer { .. } => "opaque_tensors_differ",
@@ -336,6 +347,7 @@ impl Error {
             | Self::BadIndex { path, .. }
             | Self::BadConfig { path, .. }
             | Self::Quantised { path, .. }
+            | Self::BadStatistics { path, .. }
             | Self::InputChanged { path, .. }
             | Self::OpaqueTensorsDiffer { path, .. }
             | Self::Io { path, .. }
@@ -357,6 +369,7 @@ impl Error {
             | Self::Quantised { tensor, .. }
             | Self::ModelsDoNotFit { tensor, .. } => tensor.as_deref(),
             Self::OpaqueTensorsDiffer { tensor, .. }
+            | Self::BadStatistics { tensor, .. }
             | Self::NonFinite { tensor, .. }
             | Self::NonFiniteOutput { tensor, .. } => Some(tensor),
             _ => None,
@@ -384,6 +397,7 @@ impl Error {
             Self::WrongFormat { .. } => "convert it to safetensors first; rlmerge never reads pickles".into(),
             Self::BadHeader { .. } | Self::BadIndex { .. } | Self::BadConfig { .. } => "download or save the file again; it is damaged or was written by a faulty program".into(),
             Self::Quantised { .. } => "merge the unquantised checkpoints, then quantise the result".into(),
+            Self::BadStatistics { .. } => "compute the statistics again; a file without this tensor leaves it to a plain average".into(),
             Self::InputChanged { .. } => "wait until nothing writes to the inputs, then run the same command again".into(),
             Self::ModelsDoNotFit { .. } => "`rlmerge inspect MODEL` lists the tensors of a model; merge models of one family and one vocabulary".into(),
             Self::NoSpace { .. } => "free some space, or choose another place with -o".into(),
@@ -431,6 +445,7 @@ pub const CODES: &[(&str, u8, &str)] = &[
     ("bad_index", 3, "checkpoint"),
     ("bad_config", 3, "checkpoint"),
     ("quantised", 3, "checkpoint"),
+    ("bad_statistics", 3, "checkpoint"),
     ("input_changed", 3, "checkpoint"),
     ("models_do_not_fit", 4, "alignment"),
     ("opaque_tensors_differ", 4, "alignment"),

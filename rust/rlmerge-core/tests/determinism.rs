@@ -6,22 +6,46 @@ mod models;
 use std::path::{Path, PathBuf};
 
 use rlmerge_core::kernel::Level;
-use rlmerge_core::plan::method::{BaseUse, Method, methods};
+use rlmerge_core::plan::method::{BaseUse, Kind, Method, methods};
 use serde_json::{Value, json};
 
 /// Every method of the table, and parameters that take every other path through the scans.
-fn cases() -> Vec<(&'static Method, Value)> {
-    let mut cases: Vec<(&'static Method, Value)> = methods().map(|m| (m, json!({}))).collect();
+fn cases(statistics: &[PathBuf]) -> Vec<(&'static Method, Value)> {
+    let mut cases: Vec<(&'static Method, Value)> =
+        methods().map(|m| (m, statistics_of(m, statistics))).collect();
     for (name, parameters) in [
         ("passthrough", json!({"scale": 0.7})),
         ("ties", json!({"scope": "model"})),
         ("ties", json!({"scope": "model", "zero_sign": "majority", "rescale": "l2"})),
         ("ties", json!({"ties": "all", "rescale": "l1", "density": [0.1, 0.9]})),
         ("dare_ties", json!({"zero_sign": "majority", "rescale": "l1"})),
+        ("neuromerging", json!({"density": [0.5, 1.0], "lambda_1": 0.3})),
+        ("resmerge", json!({"looks": 1})),
     ] {
         cases.push((Method::find(name).expect("a row of the table"), parameters));
     }
     cases
+}
+
+/// Statistics of an expert for some of its tensors: a square matrix of the side that its inputs have is positive definite
+/// and holds no negative number, so that it is a Fisher diagonal of a square tensor and a Gram matrix at once.
+fn statistics(expert: u64) -> Vec<models::Stored> {
+    let side = 600u64;
+    let number = |at: u64| {
+        if at.is_multiple_of(side + 1) {
+            3.0 + expert as f32
+        } else {
+            1.0 / (1 + at / side + at % side) as f32
+        }
+    };
+    let bytes = (0..side * side).flat_map(|at| number(at).to_le_bytes()).collect();
+    vec![("layer.0.mlp.square.weight".into(), "F32", vec![side, side], bytes)]
+}
+
+/// The statistics that a method needs, one file for each expert.
+fn statistics_of(method: &Method, files: &[PathBuf]) -> Value {
+    let paths = method.parameters.iter().filter(|p| p.kind == Kind::Path);
+    paths.map(|p| (p.name.to_string(), json!(files))).collect::<serde_json::Map<_, _>>().into()
 }
 
 /// A base, if the method can do with one, and as many experts as it takes of the three models.
@@ -41,10 +65,14 @@ fn threads_shards_and_levels_do_not_change_a_bit() {
         models::write_file(&at(&format!("{expert}.safetensors")), &models::tensors(expert));
         models::write_folder(&at(&format!("{expert}-sharded")), &models::tensors(expert), 4);
     }
+    let brought: Vec<PathBuf> = (0..3).map(|e| at(&format!("{e}-statistics.safetensors"))).collect();
+    for (expert, path) in brought.iter().enumerate() {
+        models::write_file(path, &statistics(expert as u64));
+    }
     let whole: Vec<PathBuf> = (0..3).map(|e| at(&format!("{e}.safetensors"))).collect();
     let sharded: Vec<PathBuf> = (0..3).map(|e| at(&format!("{e}-sharded"))).collect();
 
-    for (number, (method, parameters)) in cases().into_iter().enumerate() {
+    for (number, (method, parameters)) in cases(&brought).into_iter().enumerate() {
         let mut first: Option<(Vec<(String, String)>, String)> = None;
         let levels: Vec<&str> = Level::available().iter().map(|l| l.name()).collect();
         for (run, (threads, level)) in

@@ -86,6 +86,12 @@ def merge(
     ties: Annotated[
         Values, typer.Option(metavar="WORD", help="Which of equal magnitudes stay.", rich_help_panel=_METHOD)
     ] = None,
+    fisher: Annotated[
+        Values, typer.Option(metavar="PATH", help="Fisher diagonals of each expert.", rich_help_panel=_METHOD)
+    ] = None,
+    gram: Annotated[
+        Values, typer.Option(metavar="PATH", help="Gram matrices of each expert's inputs.", rich_help_panel=_METHOD)
+    ] = None,
     param: Annotated[
         Values, typer.Option(metavar="KEY=VALUE", help="Any parameter by name.", rich_help_panel=_METHOD)
     ] = None,
@@ -167,6 +173,7 @@ def merge(
             "ties": ties,
         }
         parameters = {name: _value(texts) for name, texts in given.items() if texts}
+        parameters |= {name: _paths(texts) for name, texts in (("fisher", fisher), ("gram", gram)) if texts}
         if normalize is not None:
             parameters["normalize"] = normalize
         parameters |= _named(param or [], parameters)
@@ -237,6 +244,11 @@ def _value(texts: list[str]) -> Any:
     """Return one value, or a list when the option was repeated or holds commas."""
     values = [_scalar(part.strip()) for text in texts for part in text.split(",")]
     return values[0] if len(values) == 1 else values
+
+
+def _paths(texts: list[str]) -> list[str]:
+    """Return paths, of an option that was repeated, or given once with commas."""
+    return [part.strip() for part in texts[0].split(",")] if len(texts) == 1 else texts
 
 
 def _scalar(text: str) -> float | int | bool | str:

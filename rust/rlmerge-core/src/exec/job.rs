@@ -21,6 +21,8 @@ pub struct Scope<'a> {
     pub wide: bool,
     /// Most counters of one selection.
     pub bins: usize,
+    /// Norm of the statistics in each checkpoint, where the user brought some.
+    pub statistic_norms: &'a [f64],
 }
 
 impl Scope<'_> {
@@ -74,6 +76,37 @@ impl Scratch {
     }
 }
 
+/// Sums that belong to matrices, or to their columns, of which a tile touches a few.
+#[derive(Default)]
+pub struct Folding {
+    /// The first matrix that the tile touches.
+    pub first: usize,
+    /// So many sums for each matrix from there on.
+    pub sums: Vec<f64>,
+}
+
+impl Folding {
+    /// The sums of a matrix, `width` for each.
+    pub fn of(&mut self, matrix: usize, width: usize) -> &mut [f64] {
+        if self.sums.is_empty() {
+            self.first = matrix;
+        }
+        let at = (matrix - self.first) * width;
+        if self.sums.len() < at + width {
+            self.sums.resize(at + width, 0.0);
+        }
+        &mut self.sums[at..at + width]
+    }
+
+    /// Adds the sums to those of all matrices and starts anew.
+    pub fn add_to(&mut self, all: &mut [f64], width: usize) {
+        for (a, s) in all[self.first * width..].iter_mut().zip(&self.sums) {
+            *a += s;
+        }
+        self.sums.clear();
+    }
+}
+
 /// What one worker gathers during a scan. A job uses the parts it needs.
 #[derive(Default)]
 pub struct Partial {
@@ -83,6 +116,8 @@ pub struct Partial {
     pub lanes: Vec<Lanes>,
     /// Whole numbers, added in any order.
     pub counts: Vec<i64>,
+    /// Sums of the tile in work that are too many to be kept for every tile: see [`Job::fold`].
+    pub folding: Folding,
     sums: Vec<(u64, Vec<f64>)>,
 }
 
@@ -158,6 +193,19 @@ pub trait Job: Send + Sync {
     /// Ends the sample, out of `population` elements.
     fn end_sample(&mut self, _population: u64) {}
 
+    /// Takes the statistics of the tensor that the user brought as a whole, one list of numbers for each model that takes
+    /// part. Called first.
+    ///
+    /// # Errors
+    /// Whose they are, and what is wrong with them.
+    fn take_statistics(
+        &mut self,
+        _level: Level,
+        _statistics: Vec<Vec<f64>>,
+    ) -> std::result::Result<(), (usize, String)> {
+        Ok(())
+    }
+
     /// Whether something has still to be learnt.
     fn needs_scan(&self) -> bool {
         false
@@ -170,6 +218,15 @@ pub trait Job: Send + Sync {
 
     /// Gathers from a chunk.
     fn scan(&self, _chunk: &mut Chunk<'_>, _partial: &mut Partial) {}
+
+    /// Whether tiles are to be folded.
+    fn folds(&self) -> bool {
+        false
+    }
+
+    /// Adds the sums of a tile to those of all tiles before it. Called in tile order, so that the result does not depend
+    /// on who scanned what, and one tile's sums are all that a worker holds.
+    fn fold(&self, _folding: &mut Folding) {}
 
     /// Learns from a whole scan. `tensor` names the scope in errors.
     ///

@@ -1,7 +1,7 @@
 //! Which job does the work of which program.
 
 use super::job::{Job, Scope};
-use super::{deltas, linear, slerp};
+use super::{deltas, fisher, linear, neuromerging, regmean, resmerge, slerp};
 use crate::plan::family::Program;
 
 /// The program at work on a scope.
@@ -12,6 +12,10 @@ pub fn job<'p>(program: &'p Program, scope: Scope<'_>) -> Box<dyn Job + 'p> {
             weights: plan.experts.iter().map(|(_, w)| *w).collect(),
             divisor: plan.divisor,
         }),
+        Program::Fisher(plan) => Box::new(fisher::FisherJob::new(plan, scope)),
+        Program::ResMerge(plan) => Box::new(resmerge::ResMergeJob::new(plan, scope)),
+        Program::NeuroMerging(plan) => Box::new(neuromerging::NeuroMergingJob::new(plan, scope)),
+        Program::RegMean(plan) => Box::new(regmean::RegMeanJob::new(plan, scope)),
         Program::Slerp(plan) => Box::new(slerp::SlerpJob::new(*plan)),
         Program::Deltas(plan) => Box::new(deltas::DeltasJob::new(plan, scope)),
     }

@@ -2,14 +2,19 @@
 
 mod deltas;
 mod digest;
+mod fisher;
 mod job;
 mod jobs;
 mod linear;
+mod neuromerging;
 mod norms;
 mod observer;
 mod pass;
+mod regmean;
+mod resmerge;
 mod run;
 mod slerp;
+mod statistics;
 mod stats;
 mod tile;
 mod turnstile;
@@ -119,6 +124,7 @@ fn check_output(plan: &MergePlan, target: &Target) -> Result<()> {
     let inputs: Vec<Input> = plan
         .models
         .iter()
+        .chain(&plan.statistics)
         .flat_map(|m| {
             use std::os::unix::fs::MetadataExt as _;
             let itself = std::fs::metadata(&m.path)

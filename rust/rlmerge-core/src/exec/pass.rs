@@ -34,15 +34,23 @@ pub struct TileMap {
 }
 
 impl TileMap {
+    /// Things of so many tiles each.
+    pub fn of(tiles: impl Iterator<Item = u64>) -> Self {
+        let ends = tiles.scan(0, |end, n| {
+            *end += n;
+            Some(*end)
+        });
+        Self { starts: std::iter::once(0).chain(ends).collect() }
+    }
+
+    /// Ordinals of all tiles.
+    pub fn all(&self) -> Range<u64> {
+        0..self.starts[self.starts.len() - 1]
+    }
+
     /// The tiles of a plan.
     pub fn new(plan: &MergePlan) -> Self {
-        let mut starts = vec![0];
-        let mut next = 0;
-        for tensor in &plan.tensors {
-            next += tensor.tiles();
-            starts.push(next);
-        }
-        Self { starts }
+        Self::of(plan.tensors.iter().map(crate::plan::PlannedTensor::tiles))
     }
 
     /// Ordinals of the tiles of a run of tensors.

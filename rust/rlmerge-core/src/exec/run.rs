@@ -8,9 +8,10 @@ use super::jobs::job;
 use super::norms::NormsJob;
 use super::observer::Observer;
 use super::pass::{TileId, TileMap, Workers};
+use super::statistics;
 use super::stats::{Statistics, TileStats};
 use super::tile;
-use super::tile::{Modified, Slice, Span, Work, chunk_len};
+use super::tile::{Modified, Slice, Span, Work};
 use super::turnstile::Turnstile;
 use crate::error::{Error, Result};
 use crate::kernel::{CHUNK, Level};
@@ -77,6 +78,9 @@ pub struct Run<'a> {
     alpha: f64,
     /// While α is being found: the sums of each tile.
     measured: Option<Measured>,
+    level: Level,
+    /// Norm of the statistics in each checkpoint.
+    statistic_norms: Vec<f64>,
 }
 
 impl<'a> Run<'a> {
@@ -90,7 +94,7 @@ impl<'a> Run<'a> {
         let level = Level::choose();
         let read = plan.programs.iter().map(|p| p.family().models().len()).max().unwrap_or(0);
         let read = read.max(1);
-        let longest = plan.tensors.iter().map(|t| chunk_len(plan.group(t))).max().unwrap_or(CHUNK as u64);
+        let longest = plan.tensors.iter().map(|t| plan.chunk(t)).max().unwrap_or(CHUNK as u64);
         let longest = longest.max(CHUNK as u64) as usize;
         let threads = plan.threads.clamp(1, plan.tiles().max(1) as usize);
         let counters = (read * threads) as u64 * 16;
@@ -106,6 +110,8 @@ impl<'a> Run<'a> {
             alpha: 1.0,
             measured: None,
             bins: (SELECTION_BYTES / counters).max(1024) as usize,
+            level,
+            statistic_norms: Vec::new(),
         };
         observer.begin(run.bytes_to_go_through(), plan.tensors.len() as u64);
         Ok(run)
@@ -126,11 +132,15 @@ impl<'a> Run<'a> {
             };
             self.plan.source_bytes(t) * (once * (1 + u64::from(measured)) + norms)
         };
-        self.plan.tensors.iter().map(of).sum()
+        let checked =
+            self.plan.statistics_to_check().iter().map(|s| s.source.end - s.source.begin).sum::<u64>();
+        checked + self.plan.tensors.iter().map(of).sum::<u64>()
     }
 
     /// Merges all tensors into the files.
     pub fn merge(mut self) -> Result<(Vec<TensorReport>, Totals, Learnt)> {
+        self.statistic_norms =
+            statistics::check(self.plan, self.models, &self.workers, self.level, self.observer)?;
         // Tensors without arithmetic come first: they may turn out to differ, and that should be said soon.
         self.compare_tensors()?;
         let modifiers = &self.plan.recipe.modifiers;
@@ -298,6 +308,7 @@ impl<'a> Run<'a> {
                 let factors = own.as_deref().unwrap_or(&self.factors);
                 let slice = slice.modified(self.modified(tensor, factors));
                 let mut job = self.job(tensor);
+                self.give_statistics(tensor, job.as_mut())?;
                 if tensor.action == Action::Compute && tensor.tiles() == 1 {
                     self.learn_alone(work, &slice, id, job.as_mut(), factors)?;
                 }
@@ -337,6 +348,9 @@ impl<'a> Run<'a> {
         while job.needs_scan() {
             let mut partial = job.partial();
             slice.scan(work, job, id.ordinal, &mut partial);
+            if job.folds() {
+                job.fold(&mut partial.folding);
+            }
             job.learn(partial, &tensor.name)?;
         }
         Ok(())
@@ -346,6 +360,7 @@ impl<'a> Run<'a> {
     fn merge_scanned(&self, at: usize) -> Result<()> {
         let tensor = &self.plan.tensors[at];
         let mut job = self.job(tensor);
+        self.give_statistics(tensor, job.as_mut())?;
         let keep_pages = self.plan.source_bytes(tensor) <= KEPT_BYTES;
         let own = match self.matches_alone(tensor) {
             Some(norm) => Some(norm.factors(&self.norms(at..at + 1, &|_| true, &tensor.name, keep_pages)?)),
@@ -366,6 +381,7 @@ impl<'a> Run<'a> {
             elements: computed().map(|t| t.elements).sum(),
             wide: computed().any(|t| t.wide),
             bins: self.bins,
+            statistic_norms: &self.statistic_norms,
         };
         let mut job = job(&self.plan.programs[program], scope);
         let own = self.factors_of_each(&mine)?;
@@ -409,14 +425,16 @@ impl<'a> Run<'a> {
         let tiles = self.map.tiles(tensors);
         while job.needs_scan() {
             let scanning: &dyn Job = job;
+            let turnstile = Turnstile::new(tiles.start, 0);
+            let folds = scanning.folds();
             let gathered = self.workers.run(
                 &self.map,
                 tiles.clone(),
                 self.observer,
                 || scanning.partial(),
-                |work, partial, id, _| {
+                |work, partial, id, given_up| {
                     if !mine(&self.plan.tensors[id.tensor]) {
-                        return Ok(());
+                        return if folds { turnstile.in_turn(id.ordinal, given_up, || ()) } else { Ok(()) };
                     }
                     self.read_ahead(id, &tiles);
                     let slice = Slice::tile(self.plan, self.models, id);
@@ -424,6 +442,9 @@ impl<'a> Run<'a> {
                         slice.modified(self.modified(&self.plan.tensors[id.tensor], factors.of(id.tensor)));
                     slice.fetch(work)?;
                     slice.scan(work, scanning, id.ordinal, partial);
+                    if folds {
+                        turnstile.in_turn(id.ordinal, given_up, || scanning.fold(&mut partial.folding))?;
+                    }
                     if !keep_pages {
                         slice.release();
                     }
@@ -520,6 +541,23 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Hands a job the statistics that it takes as a whole.
+    fn give_statistics(&self, tensor: &PlannedTensor, job: &mut dyn Job) -> Result<()> {
+        let family = self.plan.program(tensor).family();
+        let Some(statistic) = family.statistic().filter(|s| s.gram && tensor.action == Action::Compute)
+        else {
+            return Ok(());
+        };
+        let read =
+            |file: &usize| statistics::read_whole(&tensor.sources[*file], &self.models[*file], self.level);
+        let numbers = statistic.files.iter().map(read).collect::<Result<_>>()?;
+        job.take_statistics(self.level, numbers).map_err(|(at, message)| Error::BadStatistics {
+            path: self.models[statistic.files[at]].path().to_path_buf(),
+            tensor: tensor.name.clone(),
+            message,
+        })
+    }
+
     /// The method at work on a tensor.
     fn job(&self, tensor: &PlannedTensor) -> Box<dyn Job + 'a> {
         // What fits in a tile is scanned twice sooner than millions of counters are cleared once.
@@ -529,6 +567,7 @@ impl<'a> Run<'a> {
             elements: tensor.elements,
             wide: tensor.wide,
             bins: if small { self.bins.min(SMALL_SELECTION) } else { self.bins },
+            statistic_norms: &self.statistic_norms,
         };
         job(self.plan.program(tensor), scope)
     }

@@ -53,6 +53,8 @@ pub struct Slice<'a> {
     len: u64,
     /// Number of elements that are seen together.
     group: u64,
+    /// Number of elements in a chunk of whole groups.
+    chunk: u64,
     /// Where the first group that reaches into the slice begins.
     from: u64,
     /// Where the last one ends.
@@ -85,12 +87,6 @@ pub enum Span {
     Beginning,
 }
 
-/// Length of a chunk of groups: whole groups, about as many elements as otherwise.
-pub const fn chunk_len(group: u64) -> u64 {
-    let many = CHUNK as u64 / group;
-    group * if many == 0 { 1 } else { many }
-}
-
 impl<'a> Slice<'a> {
     /// Elements `first..first + len` of a tensor.
     pub fn new(plan: &'a MergePlan, models: &'a [Checkpoint], tensor: usize, first: u64, len: u64) -> Self {
@@ -104,7 +100,9 @@ impl<'a> Slice<'a> {
                 (first / group * group, ((first + len).div_ceil(group) * group).min(tensor.elements))
             }
         };
-        Self { tensor, models, io: plan.recipe.io, first, len, group, from, to, modified: Modified::NOT }
+        let chunk = plan.chunk(tensor);
+        let modified = Modified::NOT;
+        Self { tensor, models, io: plan.recipe.io, first, len, group, chunk, from, to, modified }
     }
 
     /// The elements of a tile; for tensors that are compared, its bytes.
@@ -207,8 +205,8 @@ impl<'a> Slice<'a> {
         let up = |at: u64| (at.div_ceil(self.group) * self.group).min(self.tensor.elements);
         match span {
             Span::Elements => (self.first, self.first + self.len, CHUNK as u64),
-            Span::Touching => (self.from, self.to, chunk_len(self.group)),
-            Span::Beginning => (up(self.first), up(self.first + self.len), chunk_len(self.group)),
+            Span::Touching => (self.from, self.to, self.chunk),
+            Span::Beginning => (up(self.first), up(self.first + self.len), self.chunk),
         }
     }
 

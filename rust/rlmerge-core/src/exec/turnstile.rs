@@ -24,6 +24,22 @@ impl Turnstile {
         Self { state: Mutex::new((first, vec![0; width])), passed: Condvar::new() }
     }
 
+    /// Waits for all tiles before `tile`, and does something before any later one may.
+    pub fn in_turn(&self, tile: u64, given_up: &dyn Fn() -> bool, action: impl FnOnce()) -> Result<()> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        while state.0 != tile {
+            if given_up() {
+                return Err(Error::Cancelled);
+            }
+            state = self.passed.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        action();
+        state.0 += 1;
+        drop(state);
+        self.passed.notify_all();
+        Ok(())
+    }
+
     /// Waits for all tiles before `tile`, adds its counts, and returns the totals before it.
     pub fn pass(&self, tile: u64, counts: &[u64], given_up: &dyn Fn() -> bool) -> Result<Vec<u64>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

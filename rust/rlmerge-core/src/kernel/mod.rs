@@ -5,13 +5,20 @@
 //! loop an operation, each compiled for every SIMD [`Level`]. [`naive`] holds the same operations
 //! one element at a time, as the oracle of the tests.
 
+pub mod cholesky;
 pub mod combine;
 pub mod convert;
+pub mod eigen;
+pub mod fisher;
+pub mod heads;
 pub mod lanes;
 pub mod level;
 pub mod naive;
+pub mod neurons;
 pub mod philox;
+pub mod resmerge;
 pub mod rng;
+pub mod rows;
 pub mod select;
 pub mod slerp;
 pub mod values;

@@ -1,7 +1,7 @@
 //! One model's decoded chunk: in f32, or in f64 when any model stores this tensor as `F64`.
 
 use super::rng::Kept;
-use super::{CHUNK, Level, combine, convert, lanes};
+use super::{CHUNK, Level, combine, convert, lanes, rows};
 use crate::dtype::DType;
 
 /// The decoded chunk of one model.
@@ -70,6 +70,28 @@ impl Values {
             combine::delta_wide(level, &self.wide[..self.len], &base.wide[..self.len], out);
         } else {
             combine::delta_narrow(level, &self.narrow[..self.len], &base.narrow[..self.len], out);
+        }
+    }
+
+    /// The delta, and zero where both hold the very same infinity or NaN: nothing changed there. For methods in which
+    /// one element counts for others.
+    pub fn change(&self, level: Level, base: &Self, out: &mut [f64]) {
+        self.delta(level, base, out);
+        if rows::is_finite(level, out) {
+            return;
+        }
+        match (self.numbers(), base.numbers()) {
+            (Numbers::Narrow(x), Numbers::Narrow(b)) => {
+                for ((o, x), b) in out.iter_mut().zip(x).zip(b) {
+                    *o = if x.to_bits() == b.to_bits() { 0.0 } else { *o };
+                }
+            }
+            (Numbers::Wide(x), Numbers::Wide(b)) => {
+                for ((o, x), b) in out.iter_mut().zip(x).zip(b) {
+                    *o = if x.to_bits() == b.to_bits() { 0.0 } else { *o };
+                }
+            }
+            _ => unreachable!("the models of a tensor share one width"),
         }
     }
 
@@ -216,12 +238,38 @@ impl Values {
         }
     }
 
+    /// Adds the squares of some elements to the lanes.
+    pub fn add_squares_of(&self, level: Level, range: std::ops::Range<usize>, lanes: &mut lanes::Lanes) {
+        match self.numbers() {
+            Numbers::Narrow(v) => lanes::add_squares_narrow(level, &v[range], lanes),
+            Numbers::Wide(v) => lanes::add_squares_wide(level, &v[range], lanes),
+        }
+    }
+
+    /// The numbers in f64.
+    #[must_use]
+    pub fn to_f64(&self) -> Vec<f64> {
+        match self.numbers() {
+            Numbers::Narrow(v) => v.iter().map(|v| f64::from(*v)).collect(),
+            Numbers::Wide(v) => v.to_vec(),
+        }
+    }
+
     /// Adds the products with the elements of `other` to the lanes.
     pub fn add_products(&self, level: Level, other: &Self, lanes: &mut lanes::Lanes) {
         if self.is_wide {
             lanes::add_products_wide(level, &self.wide[..self.len], &other.wide[..self.len], lanes);
         } else {
             lanes::add_products_narrow(level, &self.narrow[..self.len], &other.narrow[..self.len], lanes);
+        }
+    }
+
+    /// Index in the chunk of the first number that is `wanted`, at a place that counts.
+    #[must_use]
+    pub fn find(&self, wanted: impl Fn(f64) -> bool, counts: impl Fn(usize) -> bool) -> Option<usize> {
+        match self.numbers() {
+            Numbers::Narrow(v) => (0..v.len()).find(|at| wanted(f64::from(v[*at])) && counts(*at)),
+            Numbers::Wide(v) => (0..v.len()).find(|at| wanted(v[*at]) && counts(*at)),
         }
     }
 

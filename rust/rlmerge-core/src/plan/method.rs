@@ -57,6 +57,8 @@ pub enum Kind {
     Flag,
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// A safetensors file or a folder of them, with statistics of an expert.
+    Path,
 }
 
 impl Kind {
@@ -73,6 +75,7 @@ impl Kind {
             Self::Integer { low, high } => format!("a whole number in [{low}, {high}]"),
             Self::Flag => "true or false".into(),
             Self::Choice(words) => format!("one of {}", words.join(", ")),
+            Self::Path => "a path".into(),
         }
     }
 }
@@ -221,7 +224,7 @@ impl Method {
             "seeded": self.seeded,
             "parameters": self.parameters.iter().map(|p| json!({
                 "name": p.name,
-                "kind": match p.kind { Kind::Number { .. } => "number", Kind::Integer { .. } => "integer", Kind::Flag => "flag", Kind::Choice(_) => "choice" },
+                "kind": match p.kind { Kind::Number { .. } => "number", Kind::Integer { .. } => "integer", Kind::Flag => "flag", Kind::Choice(_) => "choice", Kind::Path => "path" },
                 "choices": match p.kind { Kind::Choice(words) => json!(words), _ => Value::Null },
                 "range": p.kind.range(),
                 "per_expert": p.per_expert,

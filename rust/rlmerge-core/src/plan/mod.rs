@@ -8,6 +8,7 @@ pub mod method;
 pub mod modifiers;
 pub mod recipe;
 pub mod role;
+pub mod statistics;
 mod summary;
 
 use std::path::PathBuf;
@@ -89,7 +90,7 @@ pub struct PlannedTensor {
     pub matrix: Option<role::Matrix>,
     /// Whether the arithmetic is f64 because some model stores `F64`.
     pub wide: bool,
-    /// The tensor in each model.
+    /// The tensor in each model, then its statistics in each file of those; empty where it has none.
     pub sources: Vec<Source>,
     /// Index of the output shard.
     pub shard: usize,
@@ -107,6 +108,17 @@ impl PlannedTensor {
         };
         tiles.max(1)
     }
+}
+
+/// The statistics of one tensor in one file.
+#[derive(Debug, Clone, Copy)]
+pub struct StatisticToCheck<'a> {
+    /// The tensor that they are about.
+    pub tensor: &'a PlannedTensor,
+    /// Index of the file, behind the models.
+    pub file: usize,
+    /// Where they are.
+    pub source: &'a Source,
 }
 
 /// A shard of a model, as it was when the plan was made.
@@ -148,6 +160,8 @@ pub struct MergePlan {
     pub programs: Vec<Program>,
     /// The models; the base first, if there is one.
     pub models: Vec<PlannedModel>,
+    /// The files of statistics, one for each expert, where the method takes them; checkpoints are numbered on.
+    pub statistics: Vec<PlannedModel>,
     /// Index of the base.
     pub base: Option<usize>,
     /// Output tensors: in the file order of the first model, or by name when a selection runs over the whole
@@ -181,6 +195,11 @@ impl MergePlan {
         if let Some(error) = models.iter().find_map(quantised) {
             return Err(error);
         }
+        let mut statistics = Vec::new();
+        if let Some(statistic) = program.family().statistic() {
+            let paths = settings.words(statistic.parameter);
+            statistics = paths.iter().map(|p| Checkpoint::open(p.as_ref())).collect::<Result<_>>()?;
+        }
         let experts = recipe.models.len();
         // In the order of `modifiers::Treatment`.
         let programs = vec![
@@ -188,16 +207,17 @@ impl MergePlan {
             linear::weighted_sum(models.len() - experts, &vec![1.0; experts], experts as f64),
             Program::copy(0),
         ];
-        let plan = Self::new(recipe, settings, programs, dtype, &models)?;
-        Ok((plan, models))
+        let plan = Self::new(recipe, settings, programs, dtype, &models, &statistics)?;
+        Ok((plan, models.into_iter().chain(statistics).collect()))
     }
 
     fn new(
         recipe: Recipe,
         settings: Settings,
-        programs: Vec<Program>,
+        mut programs: Vec<Program>,
         dtype: Option<DType>,
         models: &[Checkpoint],
+        statistics: &[Checkpoint],
     ) -> Result<Self> {
         let base = recipe.base.is_some().then_some(0);
         let model_type = models.iter().find_map(|m| m.config()?.model_type.as_deref());
@@ -242,7 +262,7 @@ impl MergePlan {
                 matrix: role::matrix(tensor.name, &reference.shape, model_type),
                 // Small deltas that are scaled need more than f32, beside a base.
                 wide: program == Treatment::Merge as usize && recipe.modifiers.match_norm.is_some()
-                    || read.iter().any(|m| tensor.sources[*m].dtype == DType::F64),
+                    || read.iter().filter_map(|m| tensor.sources.get(*m)).any(|s| s.dtype == DType::F64),
                 sources: tensor
                     .sources
                     .iter()
@@ -251,6 +271,13 @@ impl MergePlan {
                 shard: 0,
                 offset: 0,
             });
+        }
+        let mut notes = settings.notes.clone();
+        notes.extend(aligned.notes);
+        if let Some(statistic) = programs[0].family().statistic() {
+            programs.extend(programs[0].family().without_statistics());
+            let otherwise = programs.len() - 1;
+            notes.extend(statistics::place(&statistic, statistics, models.len(), &mut tensors, otherwise)?);
         }
         if programs.iter().any(|p| p.family().passes().whole_model) {
             // The first ties of a whole model are kept in this order, which must not depend on shards.
@@ -270,8 +297,6 @@ impl MergePlan {
             (tensor.shard, tensor.offset) = (place.shard, place.offset);
         }
 
-        let mut notes = settings.notes.clone();
-        notes.extend(aligned.notes);
         let mut warnings: Vec<String> = models.iter().flat_map(|m| m.warnings().iter().cloned()).collect();
         warnings.extend(idle);
         if dtype.is_none() {
@@ -282,6 +307,7 @@ impl MergePlan {
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
         Ok(Self {
             models: models.iter().map(planned_model).collect(),
+            statistics: statistics.iter().map(planned_model).collect(),
             base,
             tensors,
             layout,
@@ -311,7 +337,7 @@ impl MergePlan {
     #[must_use]
     pub fn passes(&self, tensor: &PlannedTensor) -> Passes {
         match tensor.action {
-            Action::Compute => self.program(tensor).family().passes(),
+            Action::Compute => self.program(tensor).family().passes_of(tensor),
             Action::Copy | Action::Compare => Passes { scans: 0, whole_model: false },
         }
     }
@@ -323,6 +349,25 @@ impl MergePlan {
             Action::Compute => self.program(tensor).family().group(tensor).max(1),
             Action::Copy | Action::Compare => 1,
         }
+    }
+
+    /// Elements of a tensor that are worked on together, about.
+    #[must_use]
+    pub fn chunk(&self, tensor: &PlannedTensor) -> u64 {
+        let group = self.group(tensor);
+        let many = CHUNK_ELEMENTS / group;
+        let together = match tensor.action {
+            Action::Compute => self.program(tensor).family().together(tensor),
+            Action::Copy | Action::Compare => 1,
+        };
+        group * many.max(together).max(1)
+    }
+
+    /// Side of the Gram matrices of a tensor's inputs, where the method takes those.
+    #[must_use]
+    pub fn gram_side(&self, tensor: &PlannedTensor) -> Option<u64> {
+        let statistic = self.programs[0].family().statistic().filter(|s| s.gram)?;
+        statistics::shape(&statistic, tensor)?.last().copied()
     }
 
     /// The models whose bytes a tensor needs.
@@ -363,7 +408,30 @@ impl MergePlan {
     /// Bytes read from the inputs.
     #[must_use]
     pub fn bytes_to_read(&self) -> u64 {
-        self.tensors.iter().map(|t| self.source_bytes(t) * u64::from(self.reads_of(t))).sum()
+        let checked: u64 = self.statistics_to_check().iter().map(|s| s.source.end - s.source.begin).sum();
+        checked + self.tensors.iter().map(|t| self.source_bytes(t) * u64::from(self.reads_of(t))).sum::<u64>()
+    }
+
+    /// The statistics that are used, sorted by the names of their tensors. They are read and checked before anything is
+    /// merged.
+    #[must_use]
+    pub fn statistics_to_check(&self) -> Vec<StatisticToCheck<'_>> {
+        let Some(statistic) = self.programs[0].family().statistic() else { return Vec::new() };
+        // Sums over all of them must not depend on how models are cut into shards.
+        let mut tensors: Vec<&PlannedTensor> =
+            self.tensors.iter().filter(|t| t.action == Action::Compute && t.program == 0).collect();
+        tensors.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        tensors
+            .into_iter()
+            .flat_map(|tensor| {
+                let of = move |file: &usize| StatisticToCheck {
+                    tensor,
+                    file: *file,
+                    source: &tensor.sources[*file],
+                };
+                statistic.files.iter().map(of).collect::<Vec<_>>()
+            })
+            .collect()
     }
 
     /// Bytes written to the output's tensor files.
@@ -375,7 +443,7 @@ impl MergePlan {
     /// Most memory that the merge takes, beyond the interpreter's: tiles in work, mapped pages and counters.
     #[must_use]
     pub fn memory_bound(&self) -> u64 {
-        let models = self.models.len() as u64;
+        let models = (self.models.len() + self.statistics.len()) as u64;
         let widest = self.tensors.iter().map(|t| t.dtype.bits().div_ceil(8)).max().unwrap_or(1);
         let widest_in = self
             .tensors
@@ -384,7 +452,8 @@ impl MergePlan {
             .max()
             .unwrap_or(1);
         let longest = self.tensors.iter().map(|t| self.group(t)).max().unwrap_or(1);
-        let chunks = (3 * models + 4) * 2 * 8 * CHUNK_ELEMENTS.max(longest);
+        let chunk = self.tensors.iter().map(|t| self.chunk(t)).max().unwrap_or(1);
+        let chunks = (3 * models + 4) * 2 * 8 * CHUNK_ELEMENTS.max(chunk);
         let a_worker = TILE_ELEMENTS * widest + models * (TILE_ELEMENTS + 2 * longest) * widest_in + chunks;
         let scanning = if self.tensors.iter().any(|t| self.passes(t).scans > 0) {
             KEPT_BYTES + SELECTION_BYTES
@@ -393,7 +462,15 @@ impl MergePlan {
         };
         let digests = 32 * self.tensors.iter().map(PlannedTensor::tiles).max().unwrap_or(0);
         let tables = 512 * self.tensors.len() as u64 * (models + 1);
-        self.threads as u64 * a_worker + scanning + digests + tables
+        let matrices = self
+            .tensors
+            .iter()
+            .filter(|t| t.action == Action::Compute)
+            .map(|t| self.program(t).family().memory(t))
+            .map(|(kept, worker)| kept + self.threads as u64 * worker)
+            .max()
+            .unwrap_or(0);
+        self.threads as u64 * a_worker + scanning + matrices + digests + tables
     }
 }
 

@@ -329,6 +329,12 @@ impl Settings {
         self.experts.iter().map(|e| e.get(name).and_then(Value::as_f64).unwrap_or(f64::NAN)).collect()
     }
 
+    /// A word or a path of each expert; empty where the method has none.
+    #[must_use]
+    pub fn words(&self, name: &str) -> Vec<&str> {
+        self.experts.iter().map(|e| e.get(name).and_then(Value::as_str).unwrap_or("")).collect()
+    }
+
     /// The weights of the experts.
     #[must_use]
     pub fn weights(&self) -> Vec<f64> {
@@ -399,6 +405,10 @@ fn check(parameter: &Parameter, value: &Value, place: &str, compat: Compat) -> R
             _ => refuse(),
         },
         Kind::Flag => value.as_bool().map_or_else(refuse, |b| Ok(Value::from(b))),
+        Kind::Path => match value {
+            Value::String(path) if !path.is_empty() && !path.contains('\0') => Ok(value.clone()),
+            _ => refuse(),
+        },
         Kind::Choice(words) => match value {
             Value::String(word) if words.contains(&word.to_ascii_lowercase().as_str()) => {
                 Ok(Value::from(word.to_ascii_lowercase()))

@@ -2,8 +2,22 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Action, MergePlan};
+use super::{Action, MergePlan, PlannedModel, PlannedShard};
 use crate::shard::Kind;
+
+/// The files of a model.
+fn shards(model: &PlannedModel) -> Value {
+    let shard = |s: &PlannedShard| {
+        json!({
+            "path": s.path,
+            "bytes": s.identity.size,
+            "mtime_ns": s.identity.mtime_ns,
+            "inode": s.identity.ino,
+            "header_blake3": s.header_blake3,
+        })
+    };
+    model.shards.iter().map(shard).collect()
+}
 
 impl MergePlan {
     /// The whole plan, with the list of tensors.
@@ -41,13 +55,7 @@ impl MergePlan {
                 "tensors": model.tensors,
                 "bytes": model.bytes,
                 "parameters": parameters.map_or_else(|| Value::Object(Map::new()), |p| json!(p)),
-                "shards": model.shards.iter().map(|s| json!({
-                    "path": s.path,
-                    "bytes": s.identity.size,
-                    "mtime_ns": s.identity.mtime_ns,
-                    "inode": s.identity.ino,
-                    "header_blake3": s.header_blake3,
-                })).collect::<Vec<_>>(),
+                "shards": shards(model),
             })
         });
         let donor = self.models.iter().position(|m| m.config.is_some());
@@ -65,6 +73,11 @@ impl MergePlan {
             "modifiers": recipe.modifiers,
             "base": self.base,
             "models": models.collect::<Vec<_>>(),
+            "statistics": self.statistics.iter().map(|file| json!({
+                "path": file.path,
+                "bytes": file.bytes,
+                "shards": shards(file),
+            })).collect::<Vec<_>>(),
             "config_donor": donor.unwrap_or(0),
             "output": {
                 "path": recipe.output,

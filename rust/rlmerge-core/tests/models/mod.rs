@@ -53,13 +53,16 @@ pub fn write_folder(path: &Path, tensors: &[Stored], shards: usize) {
 /// Tensors of several sizes, two of them longer than a tile, in bf16. `expert` 0 is the base; experts differ
 /// from it in most elements by multiples of a step, so that magnitudes tie.
 pub fn tensors(expert: u64) -> Vec<Stored> {
-    let sizes: [(&str, &[u64]); 6] = [
+    let sizes: [(&str, &[u64]); 9] = [
         ("embed.weight", &[700, 512]),
         ("layer.0.weight", &[64, 33]),
         ("layer.0.bias", &[33]),
         ("layer.1.weight", &[3, 300, 301]),
         ("scale", &[]),
         ("none", &[0, 4]),
+        ("layer.0.mlp.square.weight", &[600, 600]),
+        ("layer.0.mlp.experts.up_proj", &[5, 200, 301]),
+        ("h.0.mlp.c_fc.weight", &[700, 500]),
     ];
     sizes
         .iter()

@@ -2,7 +2,11 @@
 //! ([`Program`]), and, under the same name in `exec` and `kernel`, what is done with a tensor.
 
 pub mod deltas;
+pub mod fisher;
 pub mod linear;
+pub mod neuromerging;
+pub mod regmean;
+pub mod resmerge;
 pub mod slerp;
 
 use super::PlannedTensor;
@@ -11,7 +15,15 @@ use super::recipe::{Compat, Settings};
 use crate::error::{Error, Result};
 
 /// The rows of all families, in the order in which they are listed.
-pub static METHODS: &[&[Method]] = &[linear::METHODS, deltas::METHODS, slerp::METHODS];
+pub static METHODS: &[&[Method]] = &[
+    linear::METHODS,
+    deltas::METHODS,
+    slerp::METHODS,
+    fisher::METHODS,
+    resmerge::METHODS,
+    neuromerging::METHODS,
+    regmean::METHODS,
+];
 
 /// A method with its numbers filled in: what [`crate::exec`] interprets.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,6 +36,14 @@ pub enum Program {
     Deltas(deltas::Deltas),
     /// Spherical interpolation.
     Slerp(slerp::Slerp),
+    /// A Fisher-weighted average.
+    Fisher(fisher::Fisher),
+    /// ResMerge.
+    ResMerge(resmerge::ResMerge),
+    /// NeuroMerging.
+    NeuroMerging(neuromerging::NeuroMerging),
+    /// RegMean.
+    RegMean(regmean::RegMean),
 }
 
 impl Program {
@@ -41,6 +61,10 @@ impl Program {
             Self::Linear(p) => p,
             Self::Deltas(p) => p,
             Self::Slerp(p) => p,
+            Self::Fisher(p) => p,
+            Self::ResMerge(p) => p,
+            Self::NeuroMerging(p) => p,
+            Self::RegMean(p) => p,
         }
     }
 }
@@ -56,11 +80,47 @@ pub trait Family {
         Passes { scans: 0, whole_model: false }
     }
 
+    /// The passes over one tensor, where that depends on the tensor.
+    fn passes_of(&self, _tensor: &PlannedTensor) -> Passes {
+        self.passes()
+    }
+
+    /// Bytes that are kept while a tensor is merged, and those of each worker, beyond tiles and counters.
+    fn memory(&self, _tensor: &PlannedTensor) -> (u64, u64) {
+        (0, 0)
+    }
+
     /// Number of neighbouring elements that must be seen together, such as a row; 1 where each element
     /// stands alone.
     fn group(&self, _tensor: &PlannedTensor) -> u64 {
         1
     }
+
+    /// Number of groups that are worth seeing together.
+    fn together(&self, _tensor: &PlannedTensor) -> u64 {
+        1
+    }
+
+    /// The statistics that it needs besides models.
+    fn statistic(&self) -> Option<Statistic> {
+        None
+    }
+
+    /// What is done with tensors for which the user brought no statistics.
+    fn without_statistics(&self) -> Option<Program> {
+        None
+    }
+}
+
+/// Statistics of experts that the user brings: one safetensors file or folder for each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Statistic {
+    /// The parameter that names the files.
+    pub parameter: &'static str,
+    /// Whether they are Gram matrices of a layer's inputs; otherwise there is one number for each element.
+    pub gram: bool,
+    /// Those that are used, as indices behind the models.
+    pub files: Vec<usize>,
 }
 
 /// Scans before the pass that computes the output.
