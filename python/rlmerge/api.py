@@ -31,7 +31,7 @@ from rlmerge.sidecars import Sidecar, collect_sidecars
 from rlmerge.sources import check_paths, choose_base, is_folder, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
 
 __all__ = ["inspect", "merge", "method", "methods", "plan"]
 
