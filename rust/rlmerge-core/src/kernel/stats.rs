@@ -73,7 +73,7 @@ macro_rules! changes {
                     counts[1][i] += <$count>::from(size > epsilon);
                     counts[2][i] += <$count>::from(size > relative * large);
                     counts[3][i] += <$count>::from(bf16($to_f32(x)) != bf16($to_f32(b)));
-                    counts[4][i] += <$count>::from(!(size < <$ty>::INFINITY));
+                    counts[4][i] += <$count>::from(!size.is_finite());
                 };
                 let ((rows_x, tail_x), (rows_b, tail_b)) = (expert.as_chunks::<LANES>(), base.as_chunks::<LANES>());
                 let (rows_o, tail_o) = out.as_chunks_mut::<LANES>();
@@ -148,7 +148,7 @@ kernel! {
             let mut keys = [0u16; PART];
             for (i, (k, v)) in keys.iter_mut().zip(part).enumerate() {
                 let bits = (v.to_bits() & MAGNITUDE) >> SHIFT;
-                let above = if bits > OFFSET { bits - OFFSET } else { 0 };
+                let above = bits.saturating_sub(OFFSET);
                 let key = if above < KEYS as u64 { above } else { KEYS as u64 - 1 };
                 // Zeros, of which there may be many, are spread over counters that no key uses: adding to one
                 // counter again and again would wait for itself.
