@@ -145,8 +145,10 @@ impl Survey {
             return;
         }
         let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        for (a, b) in keys.iter_mut().zip(&job.keys) {
-            *a += b;
+        for (all, own) in keys.chunks_mut(KEYS).zip(&job.keys) {
+            for (a, b) in all[own.first..].iter_mut().zip(&own.counts) {
+                *a += b;
+            }
         }
         drop(keys);
         self.keep(at, TensorConflicts { sums: job.sums, peaks: job.peaks, ..described(tensor) });
@@ -190,8 +192,9 @@ impl Survey {
         shares.sort_by(f64::total_cmp);
         shares.dedup();
         let quantiles = keys.chunks(KEYS).map(|keys| {
+            let keys = Keys::of(keys);
             let of = |share: f64| {
-                let cut = Cut::of(keys, rank(share, elements));
+                let cut = Cut::of(&keys, rank(share, elements));
                 (share, if cut.reached { stats::edge(cut.key) } else { 0.0 })
             };
             shares.iter().map(|s| of(*s)).collect()
@@ -231,6 +234,27 @@ fn rank(share: f64, elements: u64) -> u64 {
     (share * elements as f64).ceil() as u64
 }
 
+/// How many elements have each key, from the first to the last key that there is: few of them, so that a small tensor
+/// does not pay for all keys.
+struct Keys {
+    first: usize,
+    counts: Vec<i64>,
+}
+
+impl Keys {
+    /// Of a table of all keys.
+    fn of(table: &[i64]) -> Self {
+        let first = table.iter().position(|c| *c != 0).unwrap_or(0);
+        let end = table.iter().rposition(|c| *c != 0).map_or(first, |last| last + 1);
+        Self { first, counts: table[first..end].to_vec() }
+    }
+
+    /// Each key with its count, the smallest first.
+    fn each(&self) -> impl DoubleEndedIterator<Item = (usize, u64)> + '_ {
+        self.counts.iter().enumerate().map(|(at, count)| (self.first + at, *count as u64))
+    }
+}
+
 /// The smallest set of the largest keys that holds at least so many elements.
 #[derive(Debug, Clone, Copy)]
 struct Cut {
@@ -245,10 +269,10 @@ struct Cut {
 }
 
 impl Cut {
-    fn of(keys: &[i64], rank: u64) -> Self {
+    fn of(keys: &Keys, rank: u64) -> Self {
         let mut count = 0;
-        for key in (1..keys.len()).rev() {
-            count += keys[key] as u64;
+        for (key, more) in keys.each().rev() {
+            count += more;
             if count >= rank {
                 return Self { key, count, rank, reached: true };
             }
@@ -287,7 +311,7 @@ pub struct SurveyJob {
     /// Base weights under it are the smallest.
     below: f64,
     peaks: Vec<Option<(f64, u64)>>,
-    keys: Vec<i64>,
+    keys: Vec<Keys>,
 }
 
 /// Sums of each expert, and of each pair, in the first scan.
@@ -407,6 +431,8 @@ impl SurveyJob {
         let sums = partial.sums();
         let (counts, keys) = counts.split_at(small);
         self.sums.base_square = sums[0];
+        let mut keys: Vec<Keys> = keys.chunks(ROOM).map(|table| Keys::of(&table[..KEYS])).collect();
+        let base = keys.remove(0);
         for (at, e) in self.sums.experts.iter_mut().enumerate() {
             let sums = &sums[1 + EXPERT_LANES * at..][..EXPERT_LANES];
             (e.square, e.fourth, e.changed_square) = (sums[0], sums[1], sums[2]);
@@ -418,10 +444,11 @@ impl SurveyJob {
             e.non_finite = counts[4] as u64;
             e.shared = counts[5] as u64;
             e.max = self.peaks[at].map_or(0.0, |(delta, _)| delta.abs());
-            let keys = &keys[ROOM * (at + 1)..][..KEYS];
             // A bin of the report is a power of two.
-            let bin = |keys: &[i64]| keys.iter().sum::<i64>() as u64;
-            e.histogram = keys.chunks(1 << stats::FRACTION).map(bin).collect();
+            e.histogram = vec![0; KEYS >> stats::FRACTION];
+            for (key, count) in keys[at].each() {
+                e.histogram[key >> stats::FRACTION] += count;
+            }
         }
         for (at, p) in self.sums.pairs.iter_mut().enumerate() {
             let sums = &sums[1 + EXPERT_LANES * experts + PAIR_LANES * at..][..PAIR_LANES];
@@ -435,26 +462,27 @@ impl SurveyJob {
             let both = pair.both;
             self.sums.experts.iter_mut().for_each(|e| e.shared = both);
         }
-        let (base, experts) = keys.split_at(ROOM);
-        self.below = self.smallest(&base[..KEYS]);
+        self.below = self.smallest(&base);
         let ranks = [TOP[0], TOP[1], self.settings.density].map(|share| rank(share, self.elements));
-        self.keys = experts.chunks(ROOM).flat_map(|keys| &keys[..KEYS]).copied().collect();
-        self.cuts = self.keys.chunks(KEYS).map(|keys| ranks.map(|rank| Cut::of(keys, rank))).collect();
+        self.cuts = keys.iter().map(|keys| ranks.map(|rank| Cut::of(keys, rank))).collect();
+        self.keys = keys;
     }
 
     /// Sets how many base weights are the smallest, and gives the magnitude that they are all under.
-    fn smallest(&mut self, keys: &[i64]) -> f64 {
+    fn smallest(&mut self, keys: &Keys) -> f64 {
         let wanted = rank(self.settings.low, self.elements);
         // Zeros are not counted.
-        let above_zero: i64 = keys[1..].iter().sum();
-        let mut count = self.elements - above_zero as u64;
-        let mut key = 1;
-        while count < wanted && key < keys.len() {
-            count += keys[key] as u64;
-            key += 1;
+        let mut count = self.elements - keys.each().map(|(_, count)| count).sum::<u64>();
+        let mut end = 1;
+        for (key, more) in keys.each() {
+            if count >= wanted {
+                break;
+            }
+            count += more;
+            end = key + 1;
         }
         self.sums.low = count;
-        stats::edge(key)
+        stats::edge(end)
     }
 
     fn learn_beyond(&mut self, mut partial: Partial) {

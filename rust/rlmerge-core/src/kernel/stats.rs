@@ -73,7 +73,7 @@ macro_rules! changes {
                     counts[1][i] += <$count>::from(size > epsilon);
                     counts[2][i] += <$count>::from(size > relative * large);
                     counts[3][i] += <$count>::from(bf16($to_f32(x)) != bf16($to_f32(b)));
-                    counts[4][i] += <$count>::from(size.is_nan() || size == <$ty>::INFINITY);
+                    counts[4][i] += <$count>::from(!size.is_finite());
                 };
                 let ((rows_x, tail_x), (rows_b, tail_b)) = (expert.as_chunks::<LANES>(), base.as_chunks::<LANES>());
                 let (rows_o, tail_o) = out.as_chunks_mut::<LANES>();
