@@ -36,10 +36,10 @@ fn write_adapter(path: &Path, seed: u64, dora: bool) {
         tensors.push(stored("embed.lora_embedding_A", &[5, 700]));
         tensors.push(stored("embed.lora_embedding_B", &[512, 5]));
     }
-    std::fs::create_dir_all(path).unwrap();
+    std::fs::create_dir_all(path).expect("a folder");
     models::write_file(&path.join("adapter_model.safetensors"), &tensors);
     let config = json!({"peft_type": "LORA", "r": 5, "lora_alpha": 7, "use_rslora": true, "use_dora": dora});
-    std::fs::write(path.join("adapter_config.json"), config.to_string()).unwrap();
+    std::fs::write(path.join("adapter_config.json"), config.to_string()).expect("a file");
 }
 
 /// As many models as the method takes: two adapters, one of them DoRA, and a checkpoint.
