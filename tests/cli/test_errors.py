@@ -134,9 +134,9 @@ import os, signal, rlmerge.report
 # Whoever runs the tests may ignore signals (nohup does), and children inherit that.
 signal.signal(signal.{signal}, signal.default_int_handler if "{signal}" == "SIGINT" else signal.SIG_DFL)
 real = rlmerge.report.Plan.run
-def run(self, progress):
+def run(self, progress, **options):
     os.kill(os.getpid(), signal.{signal})
-    return real(self, progress)
+    return real(self, progress, **options)
 rlmerge.report.Plan.run = run
 """
     run = rlmerge("merge", "a", "b", "-m", "linear", script=script)
