@@ -46,7 +46,7 @@ pub const METHODS: &[Method] = &[
     Method {
         name: "nuslerp",
         aliases: &[],
-        title: "Spherical interpolation of deltas or models",
+        title: "Spherical interpolation of deltas",
         summary: "Moves from one expert to the other along the arc between their deltas (without a base, between the models), for each tensor, row or column.",
         formula: "θ = θ₀ + sin((1−t)φ)/sin φ · δ₁ + sin(tφ)/sin φ · δ₂, t = w₂/(w₁+w₂), cos φ = ⟨δ₁,δ₂⟩/(‖δ₁‖‖δ₂‖); a straight line where δ₁ and δ₂ are parallel, one is zero, or cos φ < −0.9995",
         paper: ("mergekit", "https://github.com/arcee-ai/mergekit/blob/main/docs/merge_methods.md"),
