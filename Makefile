@@ -148,6 +148,10 @@ bench: setup ## Measure start-up and whole merges of 1.1 B parameters (twenty mi
 	$(BIN)/python benches/python/startup.py
 	$(BIN)/python benches/python/spine.py $(BENCH_FLAGS)
 
+.PHONY: bench-methods
+bench-methods: setup ## Measure every method on the same models (half an hour; with mergekit an hour)
+	$(BIN)/python benches/python/all_methods.py $(BENCH_FLAGS)
+
 .PHONY: bench-kernels
 bench-kernels: ## Measure the kernels alone, in GB/s
 	$(CARGO) bench --package rlmerge-core --locked

@@ -133,7 +133,7 @@ def test_the_report_says_what_was_learnt(tmp_path):
             match_norm="min",
             lines=("auto", 0.5),
         )
-    learnt = report.raw["modifiers"]
+    learnt = report.raw["learnt"]
     norms = [np.sqrt(sum(((wide(e[n]) - wide(base[n])) ** 2).sum() for n in base)) for e in experts]
     np.testing.assert_allclose(learnt["norm_factors"], [min(norms) / n for n in norms], rtol=1e-12)
     # The merged delta of task arithmetic with weights 1 is the sum of the deltas.

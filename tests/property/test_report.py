@@ -40,6 +40,30 @@ def test_checksums_and_norms(method, dtype):
         assert entry.non_finite_output == 0
 
 
+def test_what_was_learnt_over_the_whole_model():
+    """Thresholds, overlaps and weights stand in the report, an entry for each expert."""
+    base, experts = drawing.large("F32", 2)
+    deltas = [np.concatenate([(e[n] - base[n]).ravel() for n in sorted(base)]) for e in experts]
+    report, _, _ = report_of("ties", experts, base, scope="model", density=0.3)
+    for delta, (threshold, above) in zip(deltas, report.raw["learnt"]["whole_model"]["thresholds"], strict=True):
+        # What is above the threshold is kept, and as much of what is at it as makes up the number.
+        assert (np.abs(delta) > threshold).sum() <= round(0.3 * delta.size) <= (np.abs(delta) >= threshold).sum()
+        assert above is None
+    report, _, _ = report_of("metagpt", experts, base)
+    squares = [(d.astype(np.float64) ** 2).sum() for d in deltas]
+    learnt = report.raw["learnt"]["whole_model"]
+    np.testing.assert_allclose(learnt["weights"], np.divide(squares, sum(squares)), rtol=1e-12)
+    np.testing.assert_allclose(learnt["norms"], np.sqrt(squares), rtol=1e-12)
+    report, _, _ = report_of("ram_plus", experts, base, r=1.5)
+    learnt = report.raw["learnt"]["whole_model"]
+    changed = [np.abs(d) > 1e-5 for d in deltas]
+    both = int((changed[0] & changed[1]).sum())
+    assert learnt["shared_elements"] == [both, both]
+    assert learnt["unique_elements"] == [int(c.sum()) - both for c in changed]
+    report, _, _ = report_of("ties", experts, base)
+    assert "whole_model" not in report.raw["learnt"]
+
+
 def test_counts_of_non_finite_values():
     rng = np.random.default_rng(0)
     a = {"w": rng.normal(size=(2**18 + 5,)).astype(np.float32), "v": np.ones(3, np.float32)}

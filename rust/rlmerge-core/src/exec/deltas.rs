@@ -1,5 +1,7 @@
 //! Task-vector methods: base plus a combination of sparse deltas. [`super::mask`] makes them sparse.
 
+use serde_json::{Map, Value, json};
+
 use super::job::{Chunk, Job, Partial, Scope, Ties};
 use super::mask::{CUTS, Mask};
 use crate::error::Result;
@@ -278,6 +280,19 @@ impl Job for DeltasJob<'_> {
             self.step = self.step_after(Some(self.step));
         }
         Ok(())
+    }
+
+    fn learnt(&self) -> Map<String, Value> {
+        let each = |number: &dyn Fn(&Expert) -> Value| self.experts.iter().map(number).collect::<Vec<_>>();
+        let mut learnt = Map::new();
+        learnt.insert("thresholds".into(), each(&|e| json!(e.mask.thresholds())).into());
+        if matches!(self.plan.rescale, Rescale::L1 | Rescale::L2) {
+            learnt.insert("rescale".into(), each(&|e| json!(e.factor)).into());
+        }
+        if self.plan.combine == Combine::Elect(ZeroSign::Majority) {
+            learnt.insert("zero_sign".into(), if self.zero_is_plus { "plus" } else { "minus" }.into());
+        }
+        learnt
     }
 
     fn ordered_ties(&self) -> usize {

@@ -3,6 +3,8 @@
 
 use std::ops::Range;
 
+use serde_json::{Map, Value};
+
 use super::columns::ColumnPartial;
 use crate::error::Result;
 use crate::kernel::Level;
@@ -330,6 +332,12 @@ pub trait Job: Send + Sync {
     /// When what was gathered has no value.
     fn learn(&mut self, _partial: Partial, _tensor: &str) -> Result<()> {
         Ok(())
+    }
+
+    /// What was learnt, for the report of a merge whose numbers hold for the whole model: lists with one entry for each
+    /// expert that takes part, by name.
+    fn learnt(&self) -> Map<String, Value> {
+        Map::new()
     }
 
     /// Number of selections whose ties are kept in order, over the whole scope.

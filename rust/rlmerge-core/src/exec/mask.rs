@@ -113,6 +113,13 @@ impl Mask {
         }
     }
 
+    /// The least magnitude that is kept, and the one above which elements are dropped as outliers.
+    pub fn thresholds(&self) -> [Option<f64>; CUTS] {
+        let of =
+            |search: Option<&Selection>| search.and_then(Selection::cut).map(|c| f64::from_bits(c.threshold));
+        self.trim().map_or([None; CUTS], |trim| [of(trim.low.as_ref()), of(trim.high.as_ref())])
+    }
+
     /// Whether a cut is still to be found.
     pub fn is_selecting(&self) -> bool {
         self.trim().is_some_and(|t| t.searches().any(|s| s.cut().is_none()))

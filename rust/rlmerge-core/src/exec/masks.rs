@@ -1,5 +1,7 @@
 //! Methods made of one mask a task, and the way back from masks to a task's model.
 
+use serde_json::{Map, Value};
+
 use super::deltas::DeltasJob;
 use super::job::{Chunk, Job, Partial, Scope, Ties};
 use crate::error::Result;
@@ -34,6 +36,10 @@ impl Job for TallJob<'_> {
 
     fn sample(&mut self, chunk: &mut Chunk<'_>) {
         self.merge.sample(chunk);
+    }
+
+    fn learnt(&self) -> Map<String, Value> {
+        self.merge.learnt()
     }
 
     fn end_sample(&mut self, population: u64) {

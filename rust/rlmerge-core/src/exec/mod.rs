@@ -101,8 +101,7 @@ pub fn run_surveyed(
         files.push(file);
     }
 
-    let (tensors, totals, modifiers) =
-        Run::new(plan, models, &files, observer)?.with_survey(survey).merge()?;
+    let (tensors, totals, learnt) = Run::new(plan, models, &files, observer)?.with_survey(survey).merge()?;
     let masks = plan.marks.as_ref().map(|m| write_scales(plan, m, &tensors, files.last())).transpose()?;
     for file in &files {
         file.settle(|| !observer.is_cancelled())?;
@@ -119,7 +118,7 @@ pub fn run_surveyed(
         warnings: warnings(plan, &tensors),
         tensors,
         totals,
-        modifiers,
+        learnt,
         masks,
     };
     if plan.recipe.strict {

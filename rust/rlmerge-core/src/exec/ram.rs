@@ -1,5 +1,7 @@
 //! Reinforced Agent Merging: one pass; RAM+ counts overlaps first.
 
+use serde_json::{Map, Value, json};
+
 use super::job::{Chunk, Job, Partial, Ties};
 use crate::error::Result;
 use crate::kernel::lanes::Lanes;
@@ -11,13 +13,15 @@ pub struct RamJob<'p> {
     plan: &'p Ram,
     /// Factors of unique elements, once they are known.
     scales: Option<Vec<f64>>,
+    /// Elements that each expert shares with others, and those that it alone changed.
+    counts: Vec<i64>,
 }
 
 impl<'p> RamJob<'p> {
     /// For any scope.
     pub fn new(plan: &'p Ram) -> Self {
         let known = plan.scale.is_none().then(|| vec![1.0; plan.experts]);
-        Self { plan, scales: known }
+        Self { plan, scales: known, counts: Vec::new() }
     }
 
     /// The changed elements of all experts' deltas into their buffers, zeros elsewhere.
@@ -66,7 +70,18 @@ impl Job for RamJob<'_> {
             (shared, unique) => 1.0 + scale.gain * (shared as f64 / unique as f64).min(scale.most),
         };
         self.scales = Some(partial.counts.chunks_exact(2).map(of).collect());
+        self.counts = partial.counts;
         Ok(())
+    }
+
+    fn learnt(&self) -> Map<String, Value> {
+        let count = |at: usize| self.counts.chunks_exact(2).map(|c| c[at]).collect::<Vec<_>>();
+        let lists = [
+            ("shared_elements", json!(count(0))),
+            ("unique_elements", json!(count(1))),
+            ("scales", json!(self.scales)),
+        ];
+        lists.map(|(name, list)| (name.to_string(), list)).into_iter().collect()
     }
 
     fn apply(&self, chunk: &mut Chunk<'_>, _ties: &mut [Ties], squares: &mut [Lanes]) {

@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+use serde_json::{Map, Value};
+
 use super::conflicts::Survey;
 use super::job::{Job, Scope};
 use super::jobs::job;
@@ -79,6 +81,8 @@ pub struct Run<'a> {
     factors: Vec<f64>,
     /// LiNeS's α.
     alpha: f64,
+    /// What the method learnt over the whole model.
+    whole: Mutex<Map<String, Value>>,
     /// While α is being found: the sums of each tile.
     measured: Option<Measured>,
     level: Level,
@@ -113,6 +117,7 @@ impl<'a> Run<'a> {
             statistics: Statistics::new(plan),
             factors: Vec::new(),
             alpha: 1.0,
+            whole: Mutex::default(),
             measured: None,
             bins: (SELECTION_BYTES / counters).max(1024) as usize,
             level,
@@ -258,6 +263,7 @@ impl<'a> Run<'a> {
         let learnt = Learnt {
             norm_factors: (!self.factors.is_empty()).then(|| self.factors_by_expert()),
             lines_alpha: modifiers.lines.map(|_| self.alpha),
+            whole_model: self.whole.into_inner().unwrap_or_else(PoisonError::into_inner),
         };
         let (tensors, totals) = self.statistics.finish();
         Ok((tensors, totals, learnt))
@@ -519,6 +525,7 @@ impl<'a> Run<'a> {
         let own = self.factors_of_each(&mine)?;
         let factors = own.as_deref().map_or(Factors::Same(&self.factors), Factors::Each);
         self.learn(job.as_mut(), all.clone(), &mine, scope.name(), false, factors)?;
+        *self.whole.lock().unwrap_or_else(PoisonError::into_inner) = job.learnt();
         self.apply(job.as_ref(), all, &mine, true, factors)
     }
 

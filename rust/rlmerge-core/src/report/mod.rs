@@ -3,7 +3,7 @@
 pub mod conflicts;
 
 use serde::{Serialize, Serializer};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::dtype::DType;
 
@@ -87,7 +87,7 @@ pub struct TaskReport {
     pub scale: f64,
 }
 
-/// What modifiers learnt over the whole model.
+/// What was learnt over the whole model before anything was computed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Learnt {
     /// What each expert's delta was multiplied by (`match_norm` over the model); null for one without weight.
@@ -96,6 +96,9 @@ pub struct Learnt {
     /// The α of `lines`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lines_alpha: Option<f64>,
+    /// Numbers of the method, such as thresholds, overlaps or weights, where they hold for the whole model.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub whole_model: Map<String, Value>,
 }
 
 /// Sums over all tensors.
@@ -128,8 +131,8 @@ pub struct Report {
     pub tensors: Vec<TensorReport>,
     /// Their sums.
     pub totals: Totals,
-    /// What was learnt over the whole model for modifiers.
-    pub modifiers: Learnt,
+    /// What was learnt over the whole model.
+    pub learnt: Learnt,
     /// What looks wrong.
     pub warnings: Vec<String>,
     /// The file of masks, where the method writes one.

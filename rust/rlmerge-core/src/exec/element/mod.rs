@@ -8,6 +8,8 @@ mod arcee;
 mod pcb;
 mod sce;
 
+use serde_json::{Map, Value, json};
+
 use super::job::{Chunk, Job, Partial, Scope, Ties};
 use crate::error::Result;
 use crate::kernel::lanes::{self, Lanes};
@@ -30,7 +32,7 @@ pub fn job(plan: Element, scope: Scope<'_>) -> Box<dyn Job> {
         Rule::Pcb { ratio, clip, lambda, .. } => {
             Box::new(pcb::PcbJob::new(experts, ratio, clip, lambda, scope))
         }
-        Rule::MetaGpt { .. } => Box::new(MetaGptJob { experts, weights: None }),
+        Rule::MetaGpt { .. } => Box::new(MetaGptJob { experts, norms: Vec::new(), weights: None }),
     }
 }
 
@@ -104,6 +106,7 @@ impl Job for NearSwapJob {
 /// Task arithmetic with weights from norms.
 struct MetaGptJob {
     experts: usize,
+    norms: Vec<f64>,
     weights: Option<Vec<f64>>,
 }
 
@@ -127,8 +130,14 @@ impl Job for MetaGptJob {
         let squares = partial.sums();
         let all: f64 = squares.iter().sum();
         // Without any change there is nothing to weigh.
+        self.norms = squares.iter().map(|s| s.sqrt()).collect();
         self.weights = Some(squares.iter().map(|s| if all > 0.0 { s / all } else { 0.0 }).collect());
         Ok(())
+    }
+
+    fn learnt(&self) -> Map<String, Value> {
+        let lists = [("norms", json!(self.norms)), ("weights", json!(self.weights))];
+        lists.map(|(name, list)| (name.to_string(), list)).into_iter().collect()
     }
 
     fn apply(&self, chunk: &mut Chunk<'_>, _ties: &mut [Ties], squares: &mut [Lanes]) {

@@ -1,6 +1,8 @@
 //! PCB-Merging: a scan for the quantiles of the magnitudes, which the scores need; one for the quantile and the
 //! largest of the scores; then the mean.
 
+use serde_json::{Map, Value, json};
+
 use super::load_deltas;
 use crate::error::Result;
 use crate::exec::job::{Chunk, Job, Partial, Scope, Ties};
@@ -101,6 +103,17 @@ fn value(selection: &Selection) -> Option<f64> {
 impl Job for PcbJob {
     fn wants_sample(&self) -> bool {
         self.step == Step::Clip
+    }
+
+    fn learnt(&self) -> Map<String, Value> {
+        let each =
+            |number: &dyn Fn(&Search) -> f64| json!(self.experts.iter().map(number).collect::<Vec<_>>());
+        let lists = [
+            ("least_magnitudes", each(&|e| e.rival.low)),
+            ("largest_magnitudes", each(&|e| e.rival.high)),
+            ("score_thresholds", each(&|e| e.rival.cut)),
+        ];
+        lists.map(|(name, list)| (name.to_string(), list)).into_iter().collect()
     }
 
     fn sample(&mut self, chunk: &mut Chunk<'_>) {
