@@ -115,6 +115,12 @@ macro_rules! rows {
     }};
 }
 
+/// The value, or zero: by a mask, because a choice makes the compiler keep sums in memory and store them by halves.
+#[inline(always)]
+fn only(when: bool, value: f64) -> f64 {
+    f64::from_bits(value.to_bits() & 0u64.wrapping_sub(u64::from(when)))
+}
+
 kernel! {
     /// Adds δ², δ⁴, and δ² where `|δ| > epsilon`.
     pub fn add_moments(delta: &[f64], epsilon: f64, lanes: &mut [Lanes]) {
@@ -124,7 +130,7 @@ kernel! {
             let square = delta * delta;
             s[i] += square;
             f[i] += square * square;
-            c[i] += if delta.abs() > epsilon { square } else { 0.0 };
+            c[i] += only(delta.abs() > epsilon, square);
         }, delta);
         (*squares, *fourths, *changed) = (s, f, c);
     }
@@ -168,7 +174,7 @@ kernel! {
         let (mut d, mut n, mut s, mut m) = (*dots, *negatives, *squares, *negative_squares);
         rows!(|i| {
             let product = a * b;
-            let negative = if product < 0.0 { product } else { 0.0 };
+            let negative = only(product < 0.0, product);
             d[i] += product;
             n[i] -= negative;
             s[i] += product * product;
@@ -188,13 +194,13 @@ kernel! {
         rows!(|i| {
             let (in_a, in_b) = (a.abs() > epsilon, b.abs() > epsilon);
             let product = a * b;
-            let a_there = if in_b { a * a } else { 0.0 };
-            let b_there = if in_a { b * b } else { 0.0 };
+            let a_there = only(in_b, a * a);
+            let b_there = only(in_a, b * b);
             u[i] += a_there;
             v[i] += b_there;
-            d[i] += if in_a & in_b { product } else { 0.0 };
-            s[i] += if in_a { a_there } else { 0.0 };
-            t[i] += if in_b { b_there } else { 0.0 };
+            d[i] += only(in_a & in_b, product);
+            s[i] += only(in_a, a_there);
+            t[i] += only(in_b, b_there);
             shared[i] += u64::from(in_a & in_b);
             opposed[i] += u64::from(in_a & in_b & (product < 0.0));
         }, a, b);
@@ -207,7 +213,7 @@ kernel! {
     /// Adds one to the owners of each element with `|δ| > epsilon`.
     pub fn add_owners(delta: &[f64], epsilon: f64, owners: &mut [f64]) {
         for (o, d) in owners.iter_mut().zip(delta) {
-            *o += if d.abs() > epsilon { 1.0 } else { 0.0 };
+            *o += only(d.abs() > epsilon, 1.0);
         }
     }
 }
@@ -228,9 +234,9 @@ kernel! {
         let (mut x, mut y, mut z) = (*first, *second, *third);
         rows!(|i| {
             let (size, square) = (delta.abs(), delta * delta);
-            x[i] += if size >= least[0] { square } else { 0.0 };
-            y[i] += if size >= least[1] { square } else { 0.0 };
-            z[i] += if size >= least[2] { square } else { 0.0 };
+            x[i] += only(size >= least[0], square);
+            y[i] += only(size >= least[1], square);
+            z[i] += only(size >= least[2], square);
         }, delta);
         (*first, *second, *third) = (x, y, z);
     }
@@ -240,7 +246,7 @@ kernel! {
     /// `total += δ` where `|δ|` is at least a threshold: the sum whose sign TIES elects.
     pub fn add_kept(delta: &[f64], least: f64, total: &mut [f64]) {
         for (t, d) in total.iter_mut().zip(delta) {
-            *t += if d.abs() >= least { *d } else { 0.0 };
+            *t += only(d.abs() >= least, *d);
         }
     }
 }
@@ -256,7 +262,7 @@ kernel! {
             let goes = stays & ((delta < 0.0) != (total < 0.0));
             kept[i] += u64::from(stays);
             lost[i] += u64::from(goes);
-            sums[i] += if goes { delta * delta } else { 0.0 };
+            sums[i] += only(goes, delta * delta);
         }, delta, total);
         *lanes = sums;
         (kept.iter().sum(), lost.iter().sum())
