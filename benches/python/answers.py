@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -24,16 +26,27 @@ ELEMENT_BY_ELEMENT = ("linear", "task_arithmetic")
 ROWS = 400
 
 
+def headers(path: Path) -> Iterator[tuple[Path, int, dict[str, Any]]]:
+    """Each shard of a Hugging Face folder, the length of its header, and its tensors."""
+    for shard in sorted(path.glob("*.safetensors")):
+        with shard.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        yield shard, length, header
+
+
+def names(path: Path) -> set[str]:
+    """Names of all tensors of a folder."""
+    return {name for _, _, header in headers(path) for name in header}
+
+
 class Folder:
     """Tensors of a Hugging Face folder by name, mapped and not read."""
 
     def __init__(self, path: Path) -> None:
         self.tensors: dict[str, np.ndarray] = {}
-        for shard in sorted(path.glob("*.safetensors")):
-            with shard.open("rb") as file:
-                (length,) = struct.unpack("<Q", file.read(8))
-                header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
+        for shard, length, header in headers(path):
             for name, entry in header.items():
                 if entry["dtype"] != "BF16":
                     raise SystemExit(f"{shard}: {name} is {entry['dtype']}, expected BF16")

@@ -29,7 +29,7 @@ from typing import Any
 
 import make_trio
 import record
-from answers import Folder, check
+from answers import check, names
 from measure import Measurement, floor_command, measure
 from summary import memory, summary
 
@@ -43,6 +43,7 @@ class Method:
     base: str | None = "base"
     parameters: dict[str, float] = field(default_factory=dict)
     mergekit: str = ""  # name there, where it differs
+    weighted: bool = True  # whether mergekit takes weights for it
 
     def inputs(self, trio: dict[str, Path]) -> list[Path]:
         return [trio[name] for name in (*([self.base] if self.base else []), *self.models)]
@@ -55,14 +56,14 @@ class Method:
         return [*command, "--threads", str(threads), *options, "--quiet", "-o", str(out)]
 
     def mergekit_recipe(self, trio: dict[str, Path]) -> dict[str, Any]:
-        weights: dict[str, float] = {} if self.name == "slerp" else {"weight": 1.0, **self.parameters}
         recipe: dict[str, Any] = {
             "merge_method": self.mergekit or self.name,
-            "models": [{"model": str(trio[name]), "parameters": weights} for name in self.models],
+            "models": [{"model": str(trio[name])} for name in self.models],
+            "parameters": {**({"weight": 1.0} if self.weighted else {}), **self.parameters},
             "dtype": "bfloat16",
         }
         if self.name == "slerp":
-            recipe |= {"base_model": str(trio[self.models[0]]), "parameters": {"t": 0.5}}
+            recipe["base_model"] = str(trio[self.models[0]])
         elif self.base:
             recipe["base_model"] = str(trio[self.base])
         return recipe
@@ -71,7 +72,7 @@ class Method:
 METHODS = [
     Method("linear", limit=1.0, slower=10, models=make_trio.MODELS, base=None),
     Method("task_arithmetic", limit=1.0, slower=10),
-    Method("slerp", limit=1.0, slower=None, base=None),
+    Method("slerp", limit=1.0, slower=None, base=None, parameters={"t": 0.5}, weighted=False),
     Method("dare", limit=1.0, slower=20, parameters={"density": 0.5}, mergekit="dare_linear"),
     Method("ties", limit=1.5, slower=50, parameters={"density": 0.2}),
     Method("dare_ties", limit=1.5, slower=None, parameters={"density": 0.5}),
@@ -164,7 +165,7 @@ class Bench:
         command = [program, str(recipe), str(self.out), "-j", str(self.threads), "--no-copy-tokenizer"]
         offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         result = measure([*command, "--quiet", *settings], env=offline)
-        if Folder(self.out).tensors.keys() != Folder(self.trio["base"]).tensors.keys():
+        if names(self.out) != names(self.trio["base"]):
             raise SystemExit(f"mergekit {method.name}: the tensors of the output are not those of the inputs")
         return result
 

@@ -26,8 +26,9 @@ def draw(merge: Callable[..., list[float]]) -> Any:
         for at, (model, color) in enumerate(zip(MODELS, (BLUE, RED, GREEN), strict=True)):
             places = [element + 0.18 * (at - 1) for element in range(len(NAMES))]
             axis.scatter(places, model, color=color, s=16, label=f"model {at + 1}")
-        axis.hlines(merge("linear", None, MODELS, **parameters), [i - 0.38 for i in range(4)], [i + 0.38 for i in range(4)],
-                    color="black", linewidth=1.6, label="merged")  # fmt: skip
+        merged = merge("linear", None, MODELS, **parameters)
+        left, right = [i - 0.38 for i in range(4)], [i + 0.38 for i in range(4)]
+        axis.hlines(merged, left, right, color="black", linewidth=1.6, label="merged")
         axis.axhline(0, color=GREY, linewidth=0.5)
         axis.set_title(title, fontsize=9)
         axis.set_xticks(range(4), NAMES, fontsize=8)
