@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import struct
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
@@ -20,6 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.reference import METHODS
 from tests.reference.conventions import assert_matches
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ORACLE = {"dare": "dare_linear"}
 ELEMENT_BY_ELEMENT = ("linear", "task_arithmetic")
