@@ -31,6 +31,7 @@ def draw(merge: Callable[..., list[float]]) -> Any:
         axis.hlines(merged, left, right, color="black", linewidth=1.6, label="merged")
         axis.axhline(0, color=GREY, linewidth=0.5)
         axis.set_title(title, fontsize=9)
+        axis.set_ylim(-1.2, 1.6)
         axis.set_xticks(range(4), NAMES, fontsize=8)
     figure.axes[0].legend(fontsize=7, frameon=False, loc="lower left", ncols=2)
     return figure
