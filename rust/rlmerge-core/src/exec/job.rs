@@ -11,6 +11,7 @@ use crate::kernel::Level;
 use crate::kernel::blocks::Blocks;
 use crate::kernel::lanes::{self, Lanes};
 use crate::kernel::ranks::Ranks;
+use crate::kernel::rivals::Picked;
 use crate::kernel::select::Tally;
 use crate::kernel::values::Values;
 use crate::plan::{PlannedTensor, marks};
@@ -72,6 +73,8 @@ pub struct Scratch {
     pub ranks: Ranks,
     /// For masks in blocks.
     pub blocks: Blocks,
+    /// For scores of which few matter.
+    pub picked: Picked,
 }
 
 impl Scratch {
@@ -87,6 +90,7 @@ impl Scratch {
             sums: Vec::new(),
             ranks: Ranks::default(),
             blocks: Blocks::default(),
+            picked: Picked::default(),
         }
     }
 

@@ -6,6 +6,7 @@
 //! that holds the k-th largest, until a bin is one key wide. A sample proposes the first window, so
 //! that one scan is normally enough; a bad sample costs a further scan and never a wrong answer.
 
+use super::CHUNK;
 use super::combine::MAGNITUDE;
 use super::level::{Level, kernel};
 use super::values::{Numbers, Values};
@@ -42,6 +43,11 @@ struct Bin {
 }
 
 impl Tally {
+    /// Adds scores that are known to lie above the window.
+    pub fn add_above(&mut self, scores: u64) {
+        self.above += scores;
+    }
+
     /// Adds the counts of another worker.
     pub fn merge(&mut self, other: &Self) {
         self.above += other.above;
@@ -170,8 +176,10 @@ impl Selection {
             (rank >= 0.0 && rank < len as f64).then(|| len - 1 - rank as usize)
         };
         let low = from_top(expected + margin).map_or(0, |at| *keys.select_nth_unstable(at).1);
-        let high =
-            from_top(expected - margin).map_or(self.end_of_keys() - 1, |at| *keys.select_nth_unstable(at).1);
+        let high = match from_top(expected - margin) {
+            Some(at) => *keys.select_nth_unstable(at).1,
+            None => self.beyond(keys.iter().copied().max().unwrap_or(0)),
+        };
         // Most deltas of bf16 weights share a wide step, so that fewer and wider bins still hold a single
         // key each, but for the odd one that a further scan sorts out.
         let mut steps: Vec<u32> =
@@ -186,6 +194,17 @@ impl Selection {
         }
     }
 
+    /// A key that hardly any of a population reaches whose sample's largest is `key`: four times as large. A window up
+    /// to infinity would have wide bins.
+    fn beyond(&self, key: u64) -> u64 {
+        let octave = match self.keys {
+            Keys::Narrow => 1 << (f32::MANTISSA_DIGITS - 1),
+            Keys::Wide | Keys::Scores => 1 << (f64::MANTISSA_DIGITS - 1),
+        };
+        let last = self.end_of_keys() - 1;
+        if key & MAGNITUDE < octave { last } else { key.saturating_add(2 * octave).min(last) }
+    }
+
     fn set_window(&mut self, low: u64, end: u64) {
         self.low = low;
         self.favourite = None;
@@ -196,6 +215,21 @@ impl Selection {
         }
         self.shift = shift;
         self.bins = ((width - 1) >> shift) as usize + 1;
+    }
+
+    /// Makes bins wider until there are no more than so many.
+    fn limit_bins(&mut self, most: u64) {
+        while self.bins as u64 > most {
+            self.shift += 1;
+            self.bins = self.bins.div_ceil(2);
+        }
+    }
+
+    /// The scores from which, and below which, the next scan needs to know scores one by one; it only counts those that
+    /// are at least the second, which may be NaN.
+    #[must_use]
+    pub fn window(&self) -> (f64, f64) {
+        (f64::from_bits(self.magnitude(self.low)), f64::from_bits(self.magnitude(self.end())))
     }
 
     /// Empty counters for the next scan.
@@ -218,6 +252,32 @@ impl Selection {
     pub fn count_scores(&self, level: Level, scores: &[f64], tally: &mut Tally) {
         tally.above +=
             count_scores(level, scores, self.low, self.width(), self.shift, self.favourite, &mut tally.bins);
+    }
+
+    /// Counts a chunk of deltas, which hold f32 values unless the arithmetic is f64.
+    pub fn count_deltas(&self, level: Level, deltas: &[f64], tally: &mut Tally) {
+        let (low, width, shift, favourite) = (self.low, self.width(), self.shift, self.favourite);
+        static ZEROS: [f64; CHUNK] = [0.0; CHUNK];
+        static NARROW_ZEROS: [f32; CHUNK] = [0.0; CHUNK];
+        let mut narrow = NARROW_ZEROS;
+        for deltas in deltas.chunks(CHUNK) {
+            let len = deltas.len();
+            tally.above += if self.keys == Keys::Wide {
+                count_wide(level, deltas, &ZEROS[..len], low, width, shift, favourite, &mut tally.bins)
+            } else {
+                narrow_down(level, deltas, &mut narrow[..len]);
+                count_narrow(
+                    level,
+                    &narrow[..len],
+                    &NARROW_ZEROS[..len],
+                    low as u32,
+                    width as u32,
+                    shift,
+                    favourite.map(|f| f as u32),
+                    &mut tally.bins,
+                )
+            };
+        }
     }
 
     /// Counts a chunk of the deltas of `expert`.
@@ -263,6 +323,7 @@ impl Selection {
                 } else {
                     let end = threshold.saturating_add(1 << self.shift);
                     self.set_window(threshold, end.min(self.end_of_keys()));
+                    self.limit_bins((SPARSE * count).max(FEWEST_BINS));
                 }
                 return;
             }
@@ -279,6 +340,10 @@ fn most_frequent(keys: &mut Vec<u64>, low: u64, high: u64) -> Option<u64> {
     (longest.len() > 1).then_some(longest[0])
 }
 
+/// A bin in which several keys were found becomes a window with so many bins a key, so that hardly two share one.
+const SPARSE: u64 = 64;
+/// Bins that cost nothing.
+const FEWEST_BINS: u64 = 1024;
 /// Bins of a window in which most keys share a step.
 const STEPPED_BINS: usize = 1 << 15;
 /// Deltas looked at together.
@@ -293,6 +358,15 @@ const BITS: [u32; ROW] = {
     }
     bits
 };
+
+kernel! {
+    /// Values of f32 as such.
+    fn narrow_down(values: &[f64], out: &mut [f32]) {
+        for (o, v) in out.iter_mut().zip(values) {
+            *o = *v as f32;
+        }
+    }
+}
 
 /// A counter of the keys that `$key` makes of one element of each slice. `$rows` and `$tail` go through whole rows
 /// and what is left of them.
@@ -394,7 +468,6 @@ counters!(
 mod tests {
     use super::*;
     use crate::dtype::DType;
-    use crate::kernel::CHUNK;
 
     fn search(values: &[f64], rank: u64, bins: usize, wide: bool, sample: Option<&[f64]>) -> (Cut, usize) {
         let mut s = Selection::new(rank, bins, wide);
