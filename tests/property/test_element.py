@@ -78,7 +78,10 @@ def test_two_experts_in_several_tiles(method, parameters, dtype):
     """Two experts have kernels of their own; small deltas, where PCB's rough scores tell most elements apart."""
     base, experts = drawing.large(dtype, 2)
     for scale in (1.0, 2.0**-6):
-        near = [{n: round_to(wide(base[n]) + scale * (wide(t) - wide(base[n])), t.dtype) for n, t in e.items()} for e in experts]
+        near = [
+            {n: round_to(wide(base[n]) + scale * (wide(t) - wide(base[n])), t.dtype) for n, t in e.items()}
+            for e in experts
+        ]
         check(method, base, near, parameters, {"compat": "paper"})
 
 
