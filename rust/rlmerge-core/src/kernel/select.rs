@@ -348,16 +348,14 @@ const FEWEST_BINS: u64 = 1024;
 const STEPPED_BINS: usize = 1 << 15;
 /// Deltas looked at together.
 const ROW: usize = 16;
-/// One bit for each of them.
-const BITS: [u32; ROW] = {
-    let mut bits = [0; ROW];
-    let mut i = 0;
-    while i < ROW {
-        bits[i] = 1 << i;
-        i += 1;
-    }
-    bits
-};
+
+/// One bit for each flag that is set, the first the lowest.
+#[inline(always)]
+fn pack(flags: u128) -> u32 {
+    // The product brings flag k of eight, at bit 8k, to bit 56 + k; no two flags meet below, so nothing carries.
+    let eight = |flags: u64| (flags.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u32;
+    eight(flags as u64) | eight((flags >> 64) as u64) << 8
+}
 
 kernel! {
     /// Values of f32 as such.
@@ -379,8 +377,8 @@ macro_rules! counters {
         kernel! {
             /// Counts elements by their bins in the window of `width` keys from `low`, and returns how many lie above.
             fn $name($($slice: &[$ty],)+ low: $bits, width: $bits, shift: u32, favourite: Option<$bits>, bins: &mut [Bin]) -> u64 {
-                let mut above = 0;
-                let mut favourites = 0;
+                // Summed at the end: across the elements of a row sums are dear.
+                let (mut beyond, mut same) = ([0; ROW], [0; ROW]);
                 // No offset in the window is as large as this.
                 let alike = favourite.unwrap_or(<$bits>::MAX);
                 let end = low + width;
@@ -388,30 +386,30 @@ macro_rules! counters {
                     // Step by step through small arrays, which the compiler turns into vectors and their
                     // comparisons into masks.
                     let mut offsets = [0; ROW];
-                    let mut bits = [0u32; ROW];
-                    let (mut beyond, mut same) = (0u32, 0u32);
+                    let mut flags = [0; ROW];
                     for $i in 0..ROW {
                         let key = $key;
                         offsets[$i] = key.wrapping_sub(low);
-                        bits[$i] = if offsets[$i] < width && offsets[$i] != alike { BITS[$i] } else { 0 };
-                        same += u32::from(offsets[$i] == alike);
-                        beyond += u32::from(key >= end);
+                        flags[$i] = u8::from((offsets[$i] < width) & (offsets[$i] != alike));
+                        same[$i] += <$bits>::from(offsets[$i] == alike);
+                        beyond[$i] += <$bits>::from(key >= end);
                     }
-                    let mut inside = 0;
-                    for bit in bits {
-                        inside |= bit;
-                    }
-                    above += u64::from(beyond);
-                    favourites += u64::from(same);
                     // Few keys fall into the window, so most rows have nothing to count.
+                    let flags = u128::from_le_bytes(flags);
+                    if flags == 0 {
+                        continue;
+                    }
+                    let mut inside = pack(flags);
                     while inside != 0 {
-                        let i = inside.trailing_zeros() as usize;
+                        let i = inside.trailing_zeros() as usize % ROW;
                         let bin = &mut bins[(offsets[i] >> shift) as usize];
                         bin.count += 1;
                         bin.union |= u64::from(offsets[i]);
                         inside &= inside - 1;
                     }
                 }
+                let sum = |counts: [$bits; ROW]| counts.iter().map(|n| u64::from(*n)).sum::<u64>();
+                let (mut above, favourites) = (sum(beyond), sum(same));
                 if let Some(offset) = favourite {
                     let bin = &mut bins[(offset >> shift) as usize];
                     bin.count += favourites;
