@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use serde_json::{Map, Value};
 
 use super::conflicts::Survey;
-use super::job::{Job, Scope};
+use super::job::{Job, Look, Scope};
 use super::jobs::job;
 use super::norms::NormsJob;
 use super::observer::Observer;
@@ -169,7 +169,7 @@ impl<'a> Run<'a> {
             |work, (), id, _| {
                 self.read_ahead(id, &tiles);
                 let slice = Slice::tile(self.plan, self.models, id);
-                slice.fetch(work)?;
+                slice.fetch(work, Look::Values)?;
                 let tensor = &self.plan.tensors[id.tensor];
                 if tensor.action == Action::Compare {
                     survey.put_equal(id.tensor, tensor, &slice.equal(work));
@@ -202,7 +202,7 @@ impl<'a> Run<'a> {
                 |work, partial, id, _| {
                     self.read_ahead(id, &tiles);
                     let slice = Slice::tile(self.plan, self.models, id);
-                    slice.fetch(work)?;
+                    slice.fetch(work, Look::Values)?;
                     slice.survey(work, scanning, id.ordinal, partial);
                     slice.release();
                     self.observer.add_bytes(slice.source_bytes());
@@ -400,7 +400,7 @@ impl<'a> Run<'a> {
                     return Ok(());
                 }
                 let slice = Slice::tile(self.plan, self.models, id);
-                slice.fetch(work)?;
+                slice.fetch(work, Look::Values)?;
                 if let Some(survey) = self.survey {
                     survey.put_equal(id.tensor, &self.plan.tensors[id.tensor], &slice.equal(work));
                 }
@@ -427,7 +427,7 @@ impl<'a> Run<'a> {
                 }
                 self.read_ahead(id, &tiles);
                 let slice = Slice::tile(self.plan, self.models, id);
-                slice.fetch(work)?;
+                slice.fetch(work, Look::Values)?;
                 if let Some(survey) = self.survey {
                     survey_alone(work, survey, &slice, id);
                 }
@@ -471,7 +471,7 @@ impl<'a> Run<'a> {
         let tensor = &self.plan.tensors[id.tensor];
         if job.wants_sample() {
             self.sample(work, job, &[id.tensor], Factors::Same(factors))?;
-            slice.fetch(work)?;
+            slice.fetch(work, Look::Values)?;
         }
         while job.needs_scan() {
             let mut partial = job.partial();
@@ -580,7 +580,7 @@ impl<'a> Run<'a> {
                     let slice = Slice::tile(self.plan, self.models, id);
                     let slice =
                         slice.modified(self.modified(&self.plan.tensors[id.tensor], factors.of(id.tensor)));
-                    slice.fetch(work)?;
+                    slice.fetch(work, Look::of_scan(scanning))?;
                     slice.scan(work, scanning, id.ordinal, partial);
                     if folds {
                         turnstile.in_turn(id.ordinal, given_up, || scanning.fold(&mut partial.folding))?;
@@ -630,7 +630,7 @@ impl<'a> Run<'a> {
                 let slice = Slice::tile(self.plan, self.models, id);
                 let slice =
                     slice.modified(self.modified(&self.plan.tensors[id.tensor], factors.of(id.tensor)));
-                slice.fetch(work)?;
+                slice.fetch(work, Look::Values)?;
                 self.complete(work, &slice, id, job, &mut order)
             },
         )?;
@@ -741,22 +741,23 @@ impl<'a> Run<'a> {
     ) -> Result<()> {
         let sizes: Vec<(usize, u64)> = tensors.iter().map(|t| (*t, self.plan.tensors[*t].elements)).collect();
         let population: u64 = sizes.iter().map(|(_, n)| n).sum();
+        let look = Look::of_scan(job);
         let everything = population <= WHOLE_SAMPLE;
         let stride = if everything { 1 } else { population / SAMPLE_BLOCKS };
         let (mut before, mut next) = (0, 0);
         for (tensor, elements) in sizes {
             if everything {
                 let slice = self.sampled(tensor, 0, elements, factors.of(tensor));
-                slice.fetch(work)?;
-                slice.for_chunks(work, Span::Touching, |chunk, _| job.sample(chunk));
+                slice.fetch(work, look)?;
+                slice.for_chunks(work, Span::Touching, look, |chunk, _| job.sample(chunk));
                 continue;
             }
             while next < before + elements && next < stride * SAMPLE_BLOCKS {
                 let first = (next - before) / CHUNK as u64 * CHUNK as u64;
                 let slice =
                     self.sampled(tensor, first, SAMPLE_BLOCK.min(elements - first), factors.of(tensor));
-                slice.fetch(work)?;
-                slice.for_chunks(work, Span::Touching, |chunk, _| job.sample(chunk));
+                slice.fetch(work, look)?;
+                slice.for_chunks(work, Span::Touching, look, |chunk, _| job.sample(chunk));
                 // A group longer than the stride is met once.
                 next += stride.max((before + slice.end()).saturating_sub(next));
             }

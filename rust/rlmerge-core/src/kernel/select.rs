@@ -4,7 +4,8 @@
 //! magnitude; methods that rank elements by something else give f64 scores of any sign instead
 //! ([`Selection::of_scores`]). A scan counts how many keys lie above a window and how they spread inside it; the window then shrinks to the bin
 //! that holds the k-th largest, until a bin is one key wide. A sample proposes the first window, so
-//! that one scan is normally enough; a bad sample costs a further scan and never a wrong answer.
+//! that one scan is normally enough; a bad sample costs a further scan and never a wrong answer. Where a sample
+//! says that few keys lie inside, but more of them than bins could tell apart, the scan writes these down instead.
 
 use super::combine::MAGNITUDE;
 use super::level::{Level, kernel};
@@ -31,6 +32,12 @@ pub struct Cut {
 pub struct Tally {
     above: u64,
     bins: Vec<Bin>,
+    /// The keys in the window, as offsets there, where they are written down.
+    keys: Vec<u32>,
+    /// How many may be.
+    room: usize,
+    /// Whether there were more.
+    is_full: bool,
 }
 
 /// Keys that share their upper bits.
@@ -45,6 +52,8 @@ impl Tally {
     /// Adds the counts of another worker.
     pub fn merge(&mut self, other: &Self) {
         self.above += other.above;
+        self.keys.extend_from_slice(&other.keys);
+        self.is_full |= other.is_full;
         for (a, b) in self.bins.iter_mut().zip(&other.bins) {
             a.count += b.count;
             a.union |= b.union;
@@ -82,6 +91,8 @@ pub struct Selection {
     /// The key that the sample has most of in the window, as its offset there: in bf16 many deltas are the same, and
     /// those are counted without looking up their bin.
     favourite: Option<u64>,
+    /// Whether the keys in the window are written down.
+    collects: bool,
     cut: Option<Cut>,
 }
 
@@ -100,7 +111,17 @@ impl Selection {
     }
 
     fn of(rank: u64, max_bins: usize, keys: Keys) -> Self {
-        let mut s = Self { rank, max_bins, keys, low: 0, shift: 0, bins: 0, favourite: None, cut: None };
+        let mut s = Self {
+            rank,
+            max_bins,
+            keys,
+            low: 0,
+            shift: 0,
+            bins: 0,
+            favourite: None,
+            collects: false,
+            cut: None,
+        };
         s.set_window(0, s.end_of_keys());
         s
     }
@@ -184,11 +205,21 @@ impl Selection {
             self.shift += 1;
             self.bins = self.bins.div_ceil(2);
         }
+        // The search for the most frequent key left those in the window.
+        let inside = keys.len() as f64 / len as f64 * population as f64;
+        self.collects = self.keys == Keys::Narrow
+            && (self.shift > step || self.bins > STEPPED_BINS)
+            && 1.5 * inside < self.room() as f64;
+    }
+
+    /// Number of keys that take no more memory than the counters may.
+    fn room(&self) -> usize {
+        self.max_bins * (size_of::<Bin>() / size_of::<u32>())
     }
 
     fn set_window(&mut self, low: u64, end: u64) {
         self.low = low;
-        self.favourite = None;
+        (self.favourite, self.collects) = (None, false);
         let width = end - low;
         let mut shift = 0;
         while (width - 1) >> shift >= self.max_bins as u64 {
@@ -201,7 +232,10 @@ impl Selection {
     /// Empty counters for the next scan.
     #[must_use]
     pub fn tally(&self) -> Tally {
-        Tally { above: 0, bins: vec![Bin::default(); self.bins] }
+        if self.collects {
+            return Tally { room: self.room(), ..Tally::default() };
+        }
+        Tally { bins: vec![Bin::default(); self.bins], ..Tally::default() }
     }
 
     /// Number of keys in the window; one that reaches beyond the last key ends there.
@@ -227,6 +261,14 @@ impl Selection {
             (Numbers::Narrow(x), Numbers::Narrow(b)) if self.keys == Keys::Wide => {
                 count_widened(level, x, b, low, width, self.shift, favourite, &mut tally.bins)
             }
+            (Numbers::Narrow(x), Numbers::Narrow(b)) if self.collects => {
+                let above = collect_narrow(level, x, b, low as u32, width as u32, &mut tally.keys);
+                if tally.keys.len() > tally.room {
+                    tally.keys.clear();
+                    tally.is_full = true;
+                }
+                above
+            }
             (Numbers::Narrow(x), Numbers::Narrow(b)) => count_narrow(
                 level,
                 x,
@@ -246,7 +288,10 @@ impl Selection {
 
     /// Learns from the counts of a whole scan: the answer, or a smaller window for the next one.
     pub fn learn(&mut self, tally: &Tally) {
-        let inside: u64 = tally.bins.iter().map(|b| b.count).sum();
+        if tally.is_full {
+            return self.set_window(self.low, self.end());
+        }
+        let inside = tally.bins.iter().map(|b| b.count).sum::<u64>() + tally.keys.len() as u64;
         if tally.above >= self.rank {
             return self.set_window(self.end(), self.end_of_keys());
         }
@@ -254,6 +299,16 @@ impl Selection {
             return self.set_window(0, self.low);
         }
         let mut above = tally.above;
+        if self.collects {
+            let mut keys = tally.keys.clone();
+            let at = keys.len() - (self.rank - above) as usize;
+            let threshold = *keys.select_nth_unstable(at).1;
+            above += keys[at..].iter().filter(|k| **k > threshold).count() as u64;
+            let ties = keys.iter().filter(|k| **k == threshold).count() as u64;
+            let threshold = self.magnitude(self.low + u64::from(threshold));
+            self.cut = Some(Cut { threshold, ties, kept_ties: self.rank - above });
+            return;
+        }
         for (at, Bin { count, union }) in tally.bins.iter().enumerate().rev() {
             if above + count >= self.rank {
                 let threshold = self.low + ((at as u64) << self.shift);
@@ -390,6 +445,44 @@ counters!(
     |one| score_key(*one),
 );
 
+kernel! {
+    /// Writes down the keys in the window of `width` keys from `low`, and returns how many lie above.
+    fn collect_narrow(expert: &[f32], base: &[f32], low: u32, width: u32, keys: &mut Vec<u32>) -> u64 {
+        let mut above = 0;
+        let end = low + width;
+        let ((xs, x_tail), (bs, b_tail)) = (expert.as_chunks::<ROW>(), base.as_chunks::<ROW>());
+        for (x, b) in xs.iter().zip(bs) {
+            let mut offsets = [0; ROW];
+            let mut bits = [0u32; ROW];
+            let mut beyond = 0u32;
+            for i in 0..ROW {
+                let key = (x[i] - b[i]).to_bits() & NARROW_MAGNITUDE;
+                offsets[i] = key.wrapping_sub(low);
+                bits[i] = if offsets[i] < width { BITS[i] } else { 0 };
+                beyond += u32::from(key >= end);
+            }
+            let mut inside = 0;
+            for bit in bits {
+                inside |= bit;
+            }
+            above += u64::from(beyond);
+            while inside != 0 {
+                keys.push(offsets[inside.trailing_zeros() as usize]);
+                inside &= inside - 1;
+            }
+        }
+        for (x, b) in x_tail.iter().zip(b_tail) {
+            let key = (x - b).to_bits() & NARROW_MAGNITUDE;
+            if key >= end {
+                above += 1;
+            } else if key >= low {
+                keys.push(key - low);
+            }
+        }
+        above
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -470,6 +563,24 @@ mod tests {
         let values = noise(400_000, false);
         let sample: Vec<f64> = values.iter().step_by(13).copied().collect();
         assert_eq!(search(&values, 80_000, 1 << 20, false, Some(&sample)).1, 1);
+    }
+
+    #[test]
+    fn keys_that_bins_cannot_tell_apart_are_written_down() {
+        let values = noise(400_000, false);
+        let sample: Vec<f64> = values.iter().step_by(13).copied().collect();
+        for (bins, scans) in [(1 << 16, 1), (1 << 14, 1), (1 << 8, 2)] {
+            let found = search(&values, 80_000, bins, false, Some(&sample));
+            assert_eq!(found.0, by_sorting(&values, 80_000), "{bins}");
+            assert!(if scans == 1 { found.1 == 1 } else { found.1 >= scans }, "{bins}: {} scans", found.1);
+        }
+        // A sample that promises few keys where there are too many to be written down.
+        let mut crowded = values.clone();
+        let threshold = f64::from_bits(by_sorting(&values, 80_000).threshold) as f32;
+        for (i, value) in crowded.iter_mut().enumerate().filter(|(i, _)| i % 13 != 0) {
+            *value = f64::from(f32::from_bits(threshold.to_bits() + (i % 97) as u32));
+        }
+        assert_eq!(search(&crowded, 80_000, 1 << 14, false, Some(&sample)).0, by_sorting(&crowded, 80_000));
     }
 
     #[test]
