@@ -98,7 +98,7 @@ pub fn prefetch(bytes: &[u8]) {
 
 /// Loads and stores of whole registers, for kernels that are written with intrinsics.
 #[cfg(target_arch = "x86_64")]
-pub mod registers {
+pub(crate) mod registers {
     use std::arch::x86_64::*;
 
     macro_rules! registers {
