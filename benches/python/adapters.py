@@ -44,7 +44,12 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 ADAPTERS = ("adapter-1", "adapter-2")
 #: How much longer the two adapters may take than the expert.
 LIMIT = 1.0
-PARAMETERS: dict[str, dict[str, float]] = {"task_arithmetic": {}, "dare": {"density": 0.5}, "ties": {"density": 0.2}}
+#: With weight 1 task arithmetic would copy its only expert.
+PARAMETERS: dict[str, dict[str, float]] = {
+    "task_arithmetic": {"weight": 0.5},
+    "dare": {"density": 0.5},
+    "ties": {"density": 0.2},
+}
 
 
 def make(folder: Path, size: str) -> dict[str, Path]:

@@ -17,6 +17,7 @@ use super::tile;
 use super::tile::{Modified, Slice, Span, Work};
 use super::turnstile::Turnstile;
 use crate::error::{Error, Result};
+use crate::kernel::select::RUN;
 use crate::kernel::{CHUNK, Level};
 use crate::plan::modifiers::{Alpha, MatchNorm, MatchScope, Treatment};
 use crate::plan::{Action, KEPT_BYTES, MergePlan, PlannedTensor, SELECTION_BYTES, TILE_ELEMENTS, marks};
@@ -25,9 +26,9 @@ use crate::shard::Checkpoint;
 use crate::writer::StagedFile;
 
 /// Blocks in the sample that a selection starts from, at most.
-const SAMPLE_BLOCKS: u64 = 64;
+const SAMPLE_BLOCKS: u64 = 128;
 /// Elements in each block of the sample.
-const SAMPLE_BLOCK: u64 = 512;
+const SAMPLE_BLOCK: u64 = RUN as u64;
 /// Elements up to which the sample is everything.
 pub const WHOLE_SAMPLE: u64 = SAMPLE_BLOCKS * SAMPLE_BLOCK;
 /// Counters of a selection within one tile.

@@ -184,12 +184,14 @@ impl Selection {
         }
         let share = self.rank as f64 / population as f64;
         let expected = share * len as f64;
-        // Three standard deviations of a binomial count, and some slack for rows that differ.
-        let margin = 3.0 * (expected * (1.0 - share)).max(1.0).sqrt() + len as f64 * 0.003;
         let from_top = |rank: f64| -> Option<usize> {
             let rank = rank.round();
             (rank >= 0.0 && rank < len as f64).then(|| len - 1 - rank as usize)
         };
+        // Three standard deviations, and some slack: of a binomial count, or of the runs of neighbours if they differ more.
+        let middle = *keys.select_nth_unstable(from_top(expected).unwrap_or(0)).1;
+        let deviation = (expected * (1.0 - share)).max(1.0).sqrt().max(self.deviation(sample, middle));
+        let margin = 3.0 * deviation + len as f64 * 0.003;
         let low = from_top(expected + margin).map_or(0, |at| *keys.select_nth_unstable(at).1);
         let high =
             from_top(expected - margin).map_or(self.end_of_keys() - 1, |at| *keys.select_nth_unstable(at).1);
@@ -210,6 +212,17 @@ impl Selection {
         self.collects = self.keys == Keys::Narrow
             && (self.shift > step || self.bins > STEPPED_BINS)
             && 1.5 * inside < self.room() as f64;
+    }
+
+    /// Standard deviation of the number of keys in a sample that lie above one, by how much its runs of neighbours differ:
+    /// those of a row are alike where rows have sizes of their own, as in the products that adapters make.
+    fn deviation(&self, sample: &[f64], key: u64) -> f64 {
+        let above = |run: &[f64]| run.iter().filter(|v| self.key(**v) > key).count() as f64;
+        let counts: Vec<f64> = sample.chunks_exact(RUN).map(above).collect();
+        let runs = counts.len() as f64;
+        let mean = counts.iter().sum::<f64>() / runs;
+        let squares: f64 = counts.iter().map(|c| (c - mean) * (c - mean)).sum();
+        if counts.len() < 8 { 0.0 } else { (squares * runs / (runs - 1.0)).sqrt() }
     }
 
     /// Number of keys that take no more memory than the counters may.
@@ -334,6 +347,8 @@ fn most_frequent(keys: &mut Vec<u64>, low: u64, high: u64) -> Option<u64> {
     (longest.len() > 1).then_some(longest[0])
 }
 
+/// Values of a sample that are neighbours in their tensor.
+pub const RUN: usize = 256;
 /// Bins of a window in which most keys share a step.
 const STEPPED_BINS: usize = 1 << 15;
 /// Deltas looked at together.
@@ -563,6 +578,18 @@ mod tests {
         let values = noise(400_000, false);
         let sample: Vec<f64> = values.iter().step_by(13).copied().collect();
         assert_eq!(search(&values, 80_000, 1 << 20, false, Some(&sample)).1, 1);
+    }
+
+    #[test]
+    fn rows_of_different_sizes_still_take_one_scan() {
+        let sizes = noise(400, false);
+        let values: Vec<f64> = noise(400 * 1024, false)
+            .iter()
+            .enumerate()
+            .map(|(i, v)| f64::from((v * (1.0 + sizes[i / 1024])) as f32))
+            .collect();
+        let sample: Vec<f64> = values.chunks(3 * 1024).flat_map(|rows| &rows[..RUN]).copied().collect();
+        assert_eq!(search(&values, 80_000, 1 << 17, false, Some(&sample)), (by_sorting(&values, 80_000), 1));
     }
 
     #[test]
