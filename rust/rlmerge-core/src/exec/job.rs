@@ -248,6 +248,29 @@ fn higher(a: Option<(f64, u64)>, b: Option<(f64, u64)>) -> Option<(f64, u64)> {
     }
 }
 
+/// What is looked at of a slice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// The values of all models.
+    Values,
+    /// The values of the first model, and the deltas of the others from it.
+    Changes,
+    /// Those deltas alone.
+    Deltas,
+}
+
+impl Look {
+    /// What samples and scans of a job look at.
+    pub fn of_scan(job: &dyn Job) -> Self {
+        if job.looks_at_deltas() { Self::Deltas } else { Self::Values }
+    }
+
+    /// What [`Job::apply`] looks at.
+    pub fn of_apply(job: &dyn Job) -> Self {
+        if job.looks_at_deltas() { Self::Changes } else { Self::Values }
+    }
+}
+
 /// Which of the elements at a threshold a tile keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ties {
@@ -316,6 +339,12 @@ pub trait Job: Send + Sync {
     /// Whether the next scan has anything to gather from the tile that begins at this element of its tensor.
     fn scans_tile(&self, _first: u64) -> bool {
         true
+    }
+
+    /// Whether samples and scans look at nothing but the experts' deltas from the first model, and [`apply`](Self::apply)
+    /// at nothing but them and the first model's values. Where deltas are known by themselves the rest is left out.
+    fn looks_at_deltas(&self) -> bool {
+        false
     }
 
     /// Gathers from a chunk.

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use serde_json::{Map, Value};
 
 use super::conflicts::Survey;
-use super::job::{Job, Scope};
+use super::job::{Job, Look, Scope};
 use super::jobs::job;
 use super::norms::NormsJob;
 use super::observer::Observer;
@@ -17,6 +17,7 @@ use super::tile;
 use super::tile::{Modified, Slice, Span, Work};
 use super::turnstile::Turnstile;
 use crate::error::{Error, Result};
+use crate::kernel::select::RUN;
 use crate::kernel::{CHUNK, Level};
 use crate::plan::modifiers::{Alpha, MatchNorm, MatchScope, Treatment};
 use crate::plan::{Action, KEPT_BYTES, MergePlan, PlannedTensor, SELECTION_BYTES, TILE_ELEMENTS, marks};
@@ -25,9 +26,9 @@ use crate::shard::Checkpoint;
 use crate::writer::StagedFile;
 
 /// Blocks in the sample that a selection starts from, at most.
-const SAMPLE_BLOCKS: u64 = 64;
+const SAMPLE_BLOCKS: u64 = 128;
 /// Elements in each block of the sample.
-const SAMPLE_BLOCK: u64 = 512;
+const SAMPLE_BLOCK: u64 = RUN as u64;
 /// Elements up to which the sample is everything.
 pub const WHOLE_SAMPLE: u64 = SAMPLE_BLOCKS * SAMPLE_BLOCK;
 /// Counters of a selection within one tile.
@@ -169,7 +170,7 @@ impl<'a> Run<'a> {
             |work, (), id, _| {
                 self.read_ahead(id, &tiles);
                 let slice = Slice::tile(self.plan, self.models, id);
-                slice.fetch(work)?;
+                slice.fetch(work, Look::Values)?;
                 let tensor = &self.plan.tensors[id.tensor];
                 if tensor.action == Action::Compare {
                     survey.put_equal(id.tensor, tensor, &slice.equal(work));
@@ -202,7 +203,7 @@ impl<'a> Run<'a> {
                 |work, partial, id, _| {
                     self.read_ahead(id, &tiles);
                     let slice = Slice::tile(self.plan, self.models, id);
-                    slice.fetch(work)?;
+                    slice.fetch(work, Look::Values)?;
                     slice.survey(work, scanning, id.ordinal, partial);
                     slice.release();
                     self.observer.add_bytes(slice.source_bytes());
@@ -400,7 +401,7 @@ impl<'a> Run<'a> {
                     return Ok(());
                 }
                 let slice = Slice::tile(self.plan, self.models, id);
-                slice.fetch(work)?;
+                slice.fetch(work, Look::Values)?;
                 if let Some(survey) = self.survey {
                     survey.put_equal(id.tensor, &self.plan.tensors[id.tensor], &slice.equal(work));
                 }
@@ -427,7 +428,7 @@ impl<'a> Run<'a> {
                 }
                 self.read_ahead(id, &tiles);
                 let slice = Slice::tile(self.plan, self.models, id);
-                slice.fetch(work)?;
+                slice.fetch(work, Look::Values)?;
                 if let Some(survey) = self.survey {
                     survey_alone(work, survey, &slice, id);
                 }
@@ -471,7 +472,7 @@ impl<'a> Run<'a> {
         let tensor = &self.plan.tensors[id.tensor];
         if job.wants_sample() {
             self.sample(work, job, &[id.tensor], Factors::Same(factors))?;
-            slice.fetch(work)?;
+            slice.fetch(work, Look::Values)?;
         }
         while job.needs_scan() {
             let mut partial = job.partial();
@@ -580,7 +581,7 @@ impl<'a> Run<'a> {
                     let slice = Slice::tile(self.plan, self.models, id);
                     let slice =
                         slice.modified(self.modified(&self.plan.tensors[id.tensor], factors.of(id.tensor)));
-                    slice.fetch(work)?;
+                    slice.fetch(work, Look::of_scan(scanning))?;
                     slice.scan(work, scanning, id.ordinal, partial);
                     if folds {
                         turnstile.in_turn(id.ordinal, given_up, || scanning.fold(&mut partial.folding))?;
@@ -630,7 +631,7 @@ impl<'a> Run<'a> {
                 let slice = Slice::tile(self.plan, self.models, id);
                 let slice =
                     slice.modified(self.modified(&self.plan.tensors[id.tensor], factors.of(id.tensor)));
-                slice.fetch(work)?;
+                slice.fetch(work, Look::Values)?;
                 self.complete(work, &slice, id, job, &mut order)
             },
         )?;
@@ -741,22 +742,23 @@ impl<'a> Run<'a> {
     ) -> Result<()> {
         let sizes: Vec<(usize, u64)> = tensors.iter().map(|t| (*t, self.plan.tensors[*t].elements)).collect();
         let population: u64 = sizes.iter().map(|(_, n)| n).sum();
+        let look = Look::of_scan(job);
         let everything = population <= WHOLE_SAMPLE;
         let stride = if everything { 1 } else { population / SAMPLE_BLOCKS };
         let (mut before, mut next) = (0, 0);
         for (tensor, elements) in sizes {
             if everything {
                 let slice = self.sampled(tensor, 0, elements, factors.of(tensor));
-                slice.fetch(work)?;
-                slice.for_chunks(work, Span::Touching, |chunk, _| job.sample(chunk));
+                slice.fetch(work, look)?;
+                slice.for_chunks(work, Span::Touching, look, |chunk, _| job.sample(chunk));
                 continue;
             }
             while next < before + elements && next < stride * SAMPLE_BLOCKS {
                 let first = (next - before) / CHUNK as u64 * CHUNK as u64;
                 let slice =
                     self.sampled(tensor, first, SAMPLE_BLOCK.min(elements - first), factors.of(tensor));
-                slice.fetch(work)?;
-                slice.for_chunks(work, Span::Touching, |chunk, _| job.sample(chunk));
+                slice.fetch(work, look)?;
+                slice.for_chunks(work, Span::Touching, look, |chunk, _| job.sample(chunk));
                 // A group longer than the stride is met once.
                 next += stride.max((before + slice.end()).saturating_sub(next));
             }

@@ -4,9 +4,8 @@
 use super::element::{Rival, add_scaled, compete};
 use super::elementary::rough_exp;
 use super::level::{Level, kernel};
+use super::select::{BITS, ROW};
 
-/// Elements looked at together.
-const ROW: usize = 16;
 /// Rough scores are wrong by less than this share: the tangent's argument itself instead of the tangent is, up to
 /// [`REACH`], by `x²/3`, and the exponential's series by less than a hundredth of that.
 const DOUBT: f64 = 1e-3;
@@ -16,16 +15,6 @@ const REACH: f64 = 0.03;
 const LEAST_BOUND: f64 = 1e-250;
 /// The rough exponential is not for arguments below minus this.
 const MOST_EXPERTS: f64 = 64.0;
-/// One bit for each element of a row.
-const BITS: [u32; ROW] = {
-    let mut bits = [0; ROW];
-    let mut i = 0;
-    while i < ROW {
-        bits[i] = 1 << i;
-        i += 1;
-    }
-    bits
-};
 
 /// The elements of a chunk whose scores matter.
 #[derive(Debug, Default)]

@@ -4,7 +4,8 @@
 //! magnitude; methods that rank elements by something else give f64 scores of any sign instead
 //! ([`Selection::of_scores`]). A scan counts how many keys lie above a window and how they spread inside it; the window then shrinks to the bin
 //! that holds the k-th largest, until a bin is one key wide. A sample proposes the first window, so
-//! that one scan is normally enough; a bad sample costs a further scan and never a wrong answer.
+//! that one scan is normally enough; a bad sample costs a further scan and never a wrong answer. Where a sample
+//! says that few keys lie inside, but more of them than bins could tell apart, the scan writes these down instead.
 
 use super::CHUNK;
 use super::combine::MAGNITUDE;
@@ -32,6 +33,12 @@ pub struct Cut {
 pub struct Tally {
     above: u64,
     bins: Vec<Bin>,
+    /// The keys in the window, as offsets there, where they are written down.
+    keys: Vec<u32>,
+    /// How many may be.
+    room: usize,
+    /// Whether there were more.
+    is_full: bool,
 }
 
 /// Keys that share their upper bits.
@@ -51,6 +58,8 @@ impl Tally {
     /// Adds the counts of another worker.
     pub fn merge(&mut self, other: &Self) {
         self.above += other.above;
+        self.keys.extend_from_slice(&other.keys);
+        self.is_full |= other.is_full;
         for (a, b) in self.bins.iter_mut().zip(&other.bins) {
             a.count += b.count;
             a.union |= b.union;
@@ -88,6 +97,8 @@ pub struct Selection {
     /// The key that the sample has most of in the window, as its offset there: in bf16 many deltas are the same, and
     /// those are counted without looking up their bin.
     favourite: Option<u64>,
+    /// Whether the keys in the window are written down.
+    collects: bool,
     cut: Option<Cut>,
 }
 
@@ -106,7 +117,17 @@ impl Selection {
     }
 
     fn of(rank: u64, max_bins: usize, keys: Keys) -> Self {
-        let mut s = Self { rank, max_bins, keys, low: 0, shift: 0, bins: 0, favourite: None, cut: None };
+        let mut s = Self {
+            rank,
+            max_bins,
+            keys,
+            low: 0,
+            shift: 0,
+            bins: 0,
+            favourite: None,
+            collects: false,
+            cut: None,
+        };
         s.set_window(0, s.end_of_keys());
         s
     }
@@ -169,12 +190,14 @@ impl Selection {
         }
         let share = self.rank as f64 / population as f64;
         let expected = share * len as f64;
-        // Three standard deviations of a binomial count, and some slack for rows that differ.
-        let margin = 3.0 * (expected * (1.0 - share)).max(1.0).sqrt() + len as f64 * 0.003;
         let from_top = |rank: f64| -> Option<usize> {
             let rank = rank.round();
             (rank >= 0.0 && rank < len as f64).then(|| len - 1 - rank as usize)
         };
+        // Three standard deviations, and some slack: of a binomial count, or of the runs of neighbours if they differ more.
+        let middle = *keys.select_nth_unstable(from_top(expected).unwrap_or(0)).1;
+        let deviation = (expected * (1.0 - share)).max(1.0).sqrt().max(self.deviation(sample, middle));
+        let margin = 3.0 * deviation + len as f64 * 0.003;
         let low = from_top(expected + margin).map_or(0, |at| *keys.select_nth_unstable(at).1);
         let high = match from_top(expected - margin) {
             Some(at) => *keys.select_nth_unstable(at).1,
@@ -192,6 +215,27 @@ impl Selection {
             self.shift += 1;
             self.bins = self.bins.div_ceil(2);
         }
+        // The search for the most frequent key left those in the window.
+        let inside = keys.len() as f64 / len as f64 * population as f64;
+        self.collects = self.keys == Keys::Narrow
+            && (self.shift > step || self.bins > STEPPED_BINS)
+            && 1.5 * inside < self.room() as f64;
+    }
+
+    /// Standard deviation of the number of keys in a sample that lie above one, by how much its runs of neighbours differ:
+    /// those of a row are alike where rows have sizes of their own, as in the products that adapters make.
+    fn deviation(&self, sample: &[f64], key: u64) -> f64 {
+        let above = |run: &[f64]| run.iter().filter(|v| self.key(**v) > key).count() as f64;
+        let counts: Vec<f64> = sample.chunks_exact(RUN).map(above).collect();
+        let runs = counts.len() as f64;
+        let mean = counts.iter().sum::<f64>() / runs;
+        let squares: f64 = counts.iter().map(|c| (c - mean) * (c - mean)).sum();
+        if counts.len() < 8 { 0.0 } else { (squares * runs / (runs - 1.0)).sqrt() }
+    }
+
+    /// Number of keys that take no more memory than the counters may.
+    fn room(&self) -> usize {
+        self.max_bins * (size_of::<Bin>() / size_of::<u32>())
     }
 
     /// A key that hardly any of a population reaches whose sample's largest is `key`: four times as large. A window up
@@ -207,7 +251,7 @@ impl Selection {
 
     fn set_window(&mut self, low: u64, end: u64) {
         self.low = low;
-        self.favourite = None;
+        (self.favourite, self.collects) = (None, false);
         let width = end - low;
         let mut shift = 0;
         while (width - 1) >> shift >= self.max_bins as u64 {
@@ -235,7 +279,10 @@ impl Selection {
     /// Empty counters for the next scan.
     #[must_use]
     pub fn tally(&self) -> Tally {
-        Tally { above: 0, bins: vec![Bin::default(); self.bins] }
+        if self.collects {
+            return Tally { room: self.room(), ..Tally::default() };
+        }
+        Tally { bins: vec![Bin::default(); self.bins], ..Tally::default() }
     }
 
     /// Number of keys in the window; one that reaches beyond the last key ends there.
@@ -256,57 +303,58 @@ impl Selection {
 
     /// Counts a chunk of deltas, which hold f32 values unless the arithmetic is f64.
     pub fn count_deltas(&self, level: Level, deltas: &[f64], tally: &mut Tally) {
-        let (low, width, shift, favourite) = (self.low, self.width(), self.shift, self.favourite);
         static ZEROS: [f64; CHUNK] = [0.0; CHUNK];
         static NARROW_ZEROS: [f32; CHUNK] = [0.0; CHUNK];
         let mut narrow = NARROW_ZEROS;
         for deltas in deltas.chunks(CHUNK) {
             let len = deltas.len();
-            tally.above += if self.keys == Keys::Wide {
-                count_wide(level, deltas, &ZEROS[..len], low, width, shift, favourite, &mut tally.bins)
+            if self.keys == Keys::Wide {
+                self.count_wide(level, deltas, &ZEROS[..len], tally);
             } else {
                 narrow_down(level, deltas, &mut narrow[..len]);
-                count_narrow(
-                    level,
-                    &narrow[..len],
-                    &NARROW_ZEROS[..len],
-                    low as u32,
-                    width as u32,
-                    shift,
-                    favourite.map(|f| f as u32),
-                    &mut tally.bins,
-                )
-            };
+                self.count_narrow(level, &narrow[..len], &NARROW_ZEROS[..len], tally);
+            }
         }
     }
 
     /// Counts a chunk of the deltas of `expert`.
     pub fn count(&self, level: Level, expert: &Values, base: &Values, tally: &mut Tally) {
-        let (low, width, favourite) = (self.low, self.width(), self.favourite);
-        tally.above += match expert.against(base) {
+        match expert.against(base) {
             (Numbers::Narrow(x), Numbers::Narrow(b)) if self.keys == Keys::Wide => {
-                count_widened(level, x, b, low, width, self.shift, favourite, &mut tally.bins)
+                let (low, width, favourite) = (self.low, self.width(), self.favourite);
+                tally.above += count_widened(level, x, b, low, width, self.shift, favourite, &mut tally.bins);
             }
-            (Numbers::Narrow(x), Numbers::Narrow(b)) => count_narrow(
-                level,
-                x,
-                b,
-                low as u32,
-                width as u32,
-                self.shift,
-                favourite.map(|f| f as u32),
-                &mut tally.bins,
-            ),
-            (Numbers::Wide(x), Numbers::Wide(b)) => {
-                count_wide(level, x, b, low, width, self.shift, favourite, &mut tally.bins)
-            }
+            (Numbers::Narrow(x), Numbers::Narrow(b)) => self.count_narrow(level, x, b, tally),
+            (Numbers::Wide(x), Numbers::Wide(b)) => self.count_wide(level, x, b, tally),
             _ => unreachable!("the models of a tensor share one width"),
-        };
+        }
+    }
+
+    fn count_narrow(&self, level: Level, x: &[f32], b: &[f32], tally: &mut Tally) {
+        let (low, width) = (self.low as u32, self.width() as u32);
+        if self.collects {
+            tally.above += collect_narrow(level, x, b, low, width, &mut tally.keys);
+            if tally.keys.len() > tally.room {
+                tally.keys.clear();
+                tally.is_full = true;
+            }
+        } else {
+            let favourite = self.favourite.map(|f| f as u32);
+            tally.above += count_narrow(level, x, b, low, width, self.shift, favourite, &mut tally.bins);
+        }
+    }
+
+    fn count_wide(&self, level: Level, x: &[f64], b: &[f64], tally: &mut Tally) {
+        let (low, width) = (self.low, self.width());
+        tally.above += count_wide(level, x, b, low, width, self.shift, self.favourite, &mut tally.bins);
     }
 
     /// Learns from the counts of a whole scan: the answer, or a smaller window for the next one.
     pub fn learn(&mut self, tally: &Tally) {
-        let inside: u64 = tally.bins.iter().map(|b| b.count).sum();
+        if tally.is_full {
+            return self.set_window(self.low, self.end());
+        }
+        let inside = tally.bins.iter().map(|b| b.count).sum::<u64>() + tally.keys.len() as u64;
         if tally.above >= self.rank {
             return self.set_window(self.end(), self.end_of_keys());
         }
@@ -314,6 +362,16 @@ impl Selection {
             return self.set_window(0, self.low);
         }
         let mut above = tally.above;
+        if self.collects {
+            let mut keys = tally.keys.clone();
+            let at = keys.len() - (self.rank - above) as usize;
+            let threshold = *keys.select_nth_unstable(at).1;
+            above += keys[at..].iter().filter(|k| **k > threshold).count() as u64;
+            let ties = keys.iter().filter(|k| **k == threshold).count() as u64;
+            let threshold = self.magnitude(self.low + u64::from(threshold));
+            self.cut = Some(Cut { threshold, ties, kept_ties: self.rank - above });
+            return;
+        }
         for (at, Bin { count, union }) in tally.bins.iter().enumerate().rev() {
             if above + count >= self.rank {
                 let threshold = self.low + ((at as u64) << self.shift);
@@ -340,14 +398,26 @@ fn most_frequent(keys: &mut Vec<u64>, low: u64, high: u64) -> Option<u64> {
     (longest.len() > 1).then_some(longest[0])
 }
 
+/// Values of a sample that are neighbours in their tensor.
+pub const RUN: usize = 256;
 /// A bin in which several keys were found becomes a window with so many bins a key, so that hardly two share one.
 const SPARSE: u64 = 64;
 /// Bins that cost nothing.
 const FEWEST_BINS: u64 = 1024;
 /// Bins of a window in which most keys share a step.
 const STEPPED_BINS: usize = 1 << 15;
-/// Deltas looked at together.
-const ROW: usize = 16;
+/// Elements looked at together.
+pub(super) const ROW: usize = 16;
+/// One bit for each element of a row.
+pub(super) const BITS: [u32; ROW] = {
+    let mut bits = [0; ROW];
+    let mut i = 0;
+    while i < ROW {
+        bits[i] = 1 << i;
+        i += 1;
+    }
+    bits
+};
 
 /// One bit for each flag that is set, the first the lowest.
 #[inline(always)]
@@ -462,6 +532,44 @@ counters!(
     |one| score_key(*one),
 );
 
+kernel! {
+    /// Writes down the keys in the window of `width` keys from `low`, and returns how many lie above.
+    fn collect_narrow(expert: &[f32], base: &[f32], low: u32, width: u32, keys: &mut Vec<u32>) -> u64 {
+        let mut above = 0;
+        let end = low + width;
+        let ((xs, x_tail), (bs, b_tail)) = (expert.as_chunks::<ROW>(), base.as_chunks::<ROW>());
+        for (x, b) in xs.iter().zip(bs) {
+            let mut offsets = [0; ROW];
+            let mut bits = [0u32; ROW];
+            let mut beyond = 0u32;
+            for i in 0..ROW {
+                let key = (x[i] - b[i]).to_bits() & NARROW_MAGNITUDE;
+                offsets[i] = key.wrapping_sub(low);
+                bits[i] = if offsets[i] < width { BITS[i] } else { 0 };
+                beyond += u32::from(key >= end);
+            }
+            let mut inside = 0;
+            for bit in bits {
+                inside |= bit;
+            }
+            above += u64::from(beyond);
+            while inside != 0 {
+                keys.push(offsets[inside.trailing_zeros() as usize]);
+                inside &= inside - 1;
+            }
+        }
+        for (x, b) in x_tail.iter().zip(b_tail) {
+            let key = (x - b).to_bits() & NARROW_MAGNITUDE;
+            if key >= end {
+                above += 1;
+            } else if key >= low {
+                keys.push(key - low);
+            }
+        }
+        above
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -541,6 +649,36 @@ mod tests {
         let values = noise(400_000, false);
         let sample: Vec<f64> = values.iter().step_by(13).copied().collect();
         assert_eq!(search(&values, 80_000, 1 << 20, false, Some(&sample)).1, 1);
+    }
+
+    #[test]
+    fn rows_of_different_sizes_still_take_one_scan() {
+        let sizes = noise(400, false);
+        let values: Vec<f64> = noise(400 * 1024, false)
+            .iter()
+            .enumerate()
+            .map(|(i, v)| f64::from((v * (1.0 + sizes[i / 1024])) as f32))
+            .collect();
+        let sample: Vec<f64> = values.chunks(3 * 1024).flat_map(|rows| &rows[..RUN]).copied().collect();
+        assert_eq!(search(&values, 80_000, 1 << 17, false, Some(&sample)), (by_sorting(&values, 80_000), 1));
+    }
+
+    #[test]
+    fn keys_that_bins_cannot_tell_apart_are_written_down() {
+        let values = noise(400_000, false);
+        let sample: Vec<f64> = values.iter().step_by(13).copied().collect();
+        for (bins, scans) in [(1 << 16, 1), (1 << 14, 1), (1 << 8, 2)] {
+            let found = search(&values, 80_000, bins, false, Some(&sample));
+            assert_eq!(found.0, by_sorting(&values, 80_000), "{bins}");
+            assert!(if scans == 1 { found.1 == 1 } else { found.1 >= scans }, "{bins}: {} scans", found.1);
+        }
+        // A sample that promises few keys where there are too many to be written down.
+        let mut crowded = values.clone();
+        let threshold = f64::from_bits(by_sorting(&values, 80_000).threshold) as f32;
+        for (i, value) in crowded.iter_mut().enumerate().filter(|(i, _)| i % 13 != 0) {
+            *value = f64::from(f32::from_bits(threshold.to_bits() + (i % 97) as u32));
+        }
+        assert_eq!(search(&crowded, 80_000, 1 << 14, false, Some(&sample)).0, by_sorting(&crowded, 80_000));
     }
 
     #[test]
