@@ -284,10 +284,10 @@ impl Job for DeltasJob<'_> {
         }
     }
 
-    fn learn(&mut self, partial: Partial, _tensor: &str) -> Result<()> {
+    fn learn(&mut self, mut partial: Partial, _tensor: &str) -> Result<()> {
         match self.step {
             Step::Select => {
-                let tallies = partial.tallies.chunks(CUTS);
+                let tallies = partial.tallies.chunks_mut(CUTS);
                 for (expert, tallies) in self.experts.iter_mut().zip(tallies) {
                     expert.mask.learn(tallies);
                 }

@@ -25,8 +25,10 @@ pub struct Scope<'a> {
     pub elements: u64,
     /// Whether the arithmetic is f64.
     pub wide: bool,
-    /// Most counters of one selection.
+    /// Most counters of one selection in each worker.
     pub bins: usize,
+    /// Most scores that are written down at a time, by all workers, for one model.
+    pub scores: usize,
     /// Norm of the statistics in each checkpoint, where the user brought some.
     pub statistic_norms: &'a [f64],
 }

@@ -78,6 +78,7 @@ pub struct Run<'a> {
     map: TileMap,
     statistics: Statistics,
     bins: usize,
+    scores: usize,
     /// Factors of the experts' deltas over the whole model; empty when they stay as they are.
     factors: Vec<f64>,
     /// LiNeS's α.
@@ -121,6 +122,7 @@ impl<'a> Run<'a> {
             whole: Mutex::default(),
             measured: None,
             bins: (SELECTION_BYTES / counters).max(1024) as usize,
+            scores: SELECTION_BYTES as usize / (read * size_of::<f64>()),
             level,
             statistic_norms: Vec::new(),
             survey: None,
@@ -515,6 +517,7 @@ impl<'a> Run<'a> {
             elements: computed().map(|t| t.elements).sum(),
             wide: computed().any(|t| t.wide),
             bins: self.bins,
+            scores: self.scores,
             statistic_norms: &self.statistic_norms,
         };
         if let Some(survey) = self.survey {
@@ -721,6 +724,7 @@ impl<'a> Run<'a> {
             elements: tensor.elements,
             wide: tensor.wide,
             bins: if small { self.bins.min(SMALL_SELECTION) } else { self.bins },
+            scores: self.scores,
             statistic_norms: &self.statistic_norms,
         };
         job(self.plan.program(tensor), scope)

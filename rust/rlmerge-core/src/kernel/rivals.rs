@@ -8,11 +8,15 @@ use super::select::{BITS, ROW};
 
 /// Rough scores are wrong by less than this share: the tangent's argument itself instead of the tangent is, up to
 /// [`REACH`], by `x²/3`, and the exponential's series by less than a hundredth of that.
-const DOUBT: f64 = 1e-3;
+const DOUBT: f32 = 1e-3;
 /// Arguments of the tangent up to which rough scores count.
-const REACH: f64 = 0.03;
+const REACH: f32 = 0.03;
 /// Bounds below this could be a matter of underflow.
-const LEAST_BOUND: f64 = 1e-250;
+const LEAST_BOUND: f64 = 1e-30;
+/// Where sizes are clipped to a narrower range, as a share of its upper end, f32 tells too little of where they lie in it.
+const LEAST_WIDTH: f64 = 1.0 / 16.0;
+/// And there must be no overflow.
+const MOST_SIZE: f64 = 1e30;
 /// The rough exponential is not for arguments below minus this.
 const MOST_EXPERTS: f64 = 64.0;
 
@@ -42,7 +46,9 @@ impl Bounds {
     /// Whether rough scores can tell what is below: otherwise every element is to be scored.
     #[must_use]
     pub fn are_useful(&self, rival: &Rival) -> bool {
-        self.low > LEAST_BOUND && rival.count <= MOST_EXPERTS
+        let width = rival.high - rival.low;
+        let tells = width == 0.0 || (width >= rival.high * LEAST_WIDTH && rival.high < MOST_SIZE);
+        self.low > LEAST_BOUND && rival.count <= MOST_EXPERTS && tells
     }
 }
 
@@ -90,24 +96,27 @@ kernel! {
         values: &[f64], total: &[f64], rival: Rival, bounds: Bounds,
         at: &mut [u32], picked: &mut [f64], picked_totals: &mut [f64],
     ) -> (usize, u64) {
-        let Rival { low, high, count, .. } = rival;
-        let width = high - low;
+        // In f32: these are twice as many at a time.
+        let [low, high, count] = [rival.low, rival.high, rival.count].map(|v| v as f32);
+        let [least_score, enough, peak] = [bounds.low, bounds.high, bounds.peak].map(|v| v as f32);
+        let width = (rival.high - rival.low) as f32;
         let (by, plus) = if width > 0.0 { (1.0 / width, 0.0) } else { (0.0, 1.0) };
         let (mut len, mut above) = (0, 0);
         let ((vs, v_tail), (ts, t_tail)) = (values.as_chunks::<ROW>(), total.as_chunks::<ROW>());
         for (row, (v, t)) in vs.iter().zip(ts).enumerate() {
             let (mut marks, mut sure) = ([0u32; ROW], 0u32);
             for i in 0..ROW {
-                let size = v[i].abs();
+                let (v, t) = (v[i] as f32, t[i] as f32);
+                let size = v.abs();
                 let size = if size > high { high } else { size };
                 let size = if size < low { low } else { size };
                 let m = (size - low) * by + plus;
-                let product = v[i] * t[i];
+                let product = v * t;
                 let rough = rough_exp(count * (m * m - 1.0)) * product;
                 let (most, least) = (rough * (1.0 + DOUBT), rough * (1.0 - DOUBT));
                 let known = product <= REACH;
-                let below = known & (most < bounds.low);
-                let over = known & (least >= bounds.high) & (most <= bounds.peak);
+                let below = known & (most < least_score);
+                let over = known & (least >= enough) & (most <= peak);
                 marks[i] = if below | over { 0 } else { BITS[i] };
                 sure += u32::from(over);
             }

@@ -7,6 +7,9 @@
 //! that one scan is normally enough; a bad sample costs a further scan and never a wrong answer. Where a sample
 //! says that few keys lie inside, but more of them than bins could tell apart, the scan writes these down instead.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::CHUNK;
 use super::combine::MAGNITUDE;
 use super::level::{Level, kernel};
@@ -33,11 +36,13 @@ pub struct Cut {
 pub struct Tally {
     above: u64,
     bins: Vec<Bin>,
-    /// The keys in the window, as offsets there, where they are written down.
+    /// The keys in the window, where they are written down: those of f32 as offsets there, …
     keys: Vec<u32>,
-    /// How many may be.
-    room: usize,
-    /// Whether there were more.
+    /// … those of scores as such.
+    score_keys: Vec<u64>,
+    /// How many all workers have written down.
+    written: Arc<AtomicUsize>,
+    /// Whether there were more than may be.
     is_full: bool,
 }
 
@@ -55,10 +60,19 @@ impl Tally {
         self.above += scores;
     }
 
+    /// Makes room for some more keys, of `room` that there is for all workers; if it is used up, those that are
+    /// there are of no use.
+    fn write_down(&mut self, more: usize, room: usize) {
+        if more > 0 && self.written.fetch_add(more, Ordering::Relaxed) + more > room {
+            (self.keys, self.score_keys, self.is_full) = (Vec::new(), Vec::new(), true);
+        }
+    }
+
     /// Adds the counts of another worker.
     pub fn merge(&mut self, other: &Self) {
         self.above += other.above;
         self.keys.extend_from_slice(&other.keys);
+        self.score_keys.extend_from_slice(&other.score_keys);
         self.is_full |= other.is_full;
         for (a, b) in self.bins.iter_mut().zip(&other.bins) {
             a.count += b.count;
@@ -90,6 +104,8 @@ fn score_key(score: f64) -> u64 {
 pub struct Selection {
     rank: u64,
     max_bins: usize,
+    /// Most keys that are written down at a time.
+    room: usize,
     keys: Keys,
     low: u64,
     shift: u32,
@@ -99,6 +115,8 @@ pub struct Selection {
     favourite: Option<u64>,
     /// Whether the keys in the window are written down.
     collects: bool,
+    /// How many the workers have written down.
+    written: Arc<AtomicUsize>,
     cut: Option<Cut>,
 }
 
@@ -107,25 +125,30 @@ impl Selection {
     /// `wide` says that values carry full f64 precision.
     #[must_use]
     pub fn new(rank: u64, max_bins: usize, wide: bool) -> Self {
-        Self::of(rank, max_bins, if wide { Keys::Wide } else { Keys::Narrow })
+        // Keys that take no more memory than the counters of one worker may.
+        let room = max_bins * (size_of::<Bin>() / size_of::<u32>());
+        Self::of(rank, max_bins, room, if wide { Keys::Wide } else { Keys::Narrow })
     }
 
-    /// Looks for the `rank`-th largest of f64 scores, none of which is NaN.
+    /// Looks for the `rank`-th largest of f64 scores, none of which is NaN, with at most `max_bins` counters or `room`
+    /// keys of all workers.
     #[must_use]
-    pub fn of_scores(rank: u64, max_bins: usize) -> Self {
-        Self::of(rank, max_bins, Keys::Scores)
+    pub fn of_scores(rank: u64, max_bins: usize, room: usize) -> Self {
+        Self::of(rank, max_bins, room, Keys::Scores)
     }
 
-    fn of(rank: u64, max_bins: usize, keys: Keys) -> Self {
+    fn of(rank: u64, max_bins: usize, room: usize, keys: Keys) -> Self {
         let mut s = Self {
             rank,
             max_bins,
+            room,
             keys,
             low: 0,
             shift: 0,
             bins: 0,
             favourite: None,
             collects: false,
+            written: Arc::default(),
             cut: None,
         };
         s.set_window(0, s.end_of_keys());
@@ -217,9 +240,13 @@ impl Selection {
         }
         // The search for the most frequent key left those in the window.
         let inside = keys.len() as f64 / len as f64 * population as f64;
-        self.collects = self.keys == Keys::Narrow
-            && (self.shift > step || self.bins > STEPPED_BINS)
-            && 1.5 * inside < self.room() as f64;
+        let by_bins = match self.keys {
+            Keys::Narrow => self.shift <= step && self.bins <= STEPPED_BINS,
+            Keys::Wide => true,
+            // Hardly any number of bins tells them apart, unless most are the same.
+            Keys::Scores => false,
+        };
+        self.collects = !by_bins && 1.5 * inside < self.room as f64;
     }
 
     /// Standard deviation of the number of keys in a sample that lie above one, by how much its runs of neighbours differ:
@@ -231,11 +258,6 @@ impl Selection {
         let mean = counts.iter().sum::<f64>() / runs;
         let squares: f64 = counts.iter().map(|c| (c - mean) * (c - mean)).sum();
         if counts.len() < 8 { 0.0 } else { (squares * runs / (runs - 1.0)).sqrt() }
-    }
-
-    /// Number of keys that take no more memory than the counters may.
-    fn room(&self) -> usize {
-        self.max_bins * (size_of::<Bin>() / size_of::<u32>())
     }
 
     /// A key that hardly any of a population reaches whose sample's largest is `key`: four times as large. A window up
@@ -251,7 +273,7 @@ impl Selection {
 
     fn set_window(&mut self, low: u64, end: u64) {
         self.low = low;
-        (self.favourite, self.collects) = (None, false);
+        (self.favourite, self.collects, self.written) = (None, false, Arc::default());
         let width = end - low;
         let mut shift = 0;
         while (width - 1) >> shift >= self.max_bins as u64 {
@@ -280,7 +302,7 @@ impl Selection {
     #[must_use]
     pub fn tally(&self) -> Tally {
         if self.collects {
-            return Tally { room: self.room(), ..Tally::default() };
+            return Tally { written: Arc::clone(&self.written), ..Tally::default() };
         }
         Tally { bins: vec![Bin::default(); self.bins], ..Tally::default() }
     }
@@ -297,8 +319,17 @@ impl Selection {
 
     /// Counts a chunk of scores.
     pub fn count_scores(&self, level: Level, scores: &[f64], tally: &mut Tally) {
-        tally.above +=
-            count_scores(level, scores, self.low, self.width(), self.shift, self.favourite, &mut tally.bins);
+        if !self.collects {
+            let (low, width) = (self.low, self.width());
+            tally.above +=
+                count_scores(level, scores, low, width, self.shift, self.favourite, &mut tally.bins);
+        } else if !tally.is_full {
+            let before = tally.score_keys.len();
+            let score = |key: u64| f64::from_bits(self.magnitude(key));
+            let (low, last) = (score(self.low), score(self.end() - 1));
+            tally.above += collect_scores(level, scores, low, last, &mut tally.score_keys);
+            tally.write_down(tally.score_keys.len() - before, self.room);
+        }
     }
 
     /// Counts a chunk of deltas, which hold f32 values unless the arithmetic is f64.
@@ -332,13 +363,11 @@ impl Selection {
 
     fn count_narrow(&self, level: Level, x: &[f32], b: &[f32], tally: &mut Tally) {
         let (low, width) = (self.low as u32, self.width() as u32);
-        if self.collects {
+        if self.collects && !tally.is_full {
+            let before = tally.keys.len();
             tally.above += collect_narrow(level, x, b, low, width, &mut tally.keys);
-            if tally.keys.len() > tally.room {
-                tally.keys.clear();
-                tally.is_full = true;
-            }
-        } else {
+            tally.write_down(tally.keys.len() - before, self.room);
+        } else if !self.collects {
             let favourite = self.favourite.map(|f| f as u32);
             tally.above += count_narrow(level, x, b, low, width, self.shift, favourite, &mut tally.bins);
         }
@@ -350,11 +379,12 @@ impl Selection {
     }
 
     /// Learns from the counts of a whole scan: the answer, or a smaller window for the next one.
-    pub fn learn(&mut self, tally: &Tally) {
+    pub fn learn(&mut self, tally: &mut Tally) {
         if tally.is_full {
             return self.set_window(self.low, self.end());
         }
-        let inside = tally.bins.iter().map(|b| b.count).sum::<u64>() + tally.keys.len() as u64;
+        let written = (tally.keys.len() + tally.score_keys.len()) as u64;
+        let inside = tally.bins.iter().map(|b| b.count).sum::<u64>() + written;
         if tally.above >= self.rank {
             return self.set_window(self.end(), self.end_of_keys());
         }
@@ -363,13 +393,14 @@ impl Selection {
         }
         let mut above = tally.above;
         if self.collects {
-            let mut keys = tally.keys.clone();
-            let at = keys.len() - (self.rank - above) as usize;
-            let threshold = *keys.select_nth_unstable(at).1;
-            above += keys[at..].iter().filter(|k| **k > threshold).count() as u64;
-            let ties = keys.iter().filter(|k| **k == threshold).count() as u64;
-            let threshold = self.magnitude(self.low + u64::from(threshold));
-            self.cut = Some(Cut { threshold, ties, kept_ties: self.rank - above });
+            let rank = (self.rank - above) as usize;
+            let (key, kept_ties, ties) = if self.keys == Keys::Scores {
+                largest(&mut tally.score_keys, rank)
+            } else {
+                let (offset, kept_ties, ties) = largest(&mut tally.keys, rank);
+                (self.low + u64::from(offset), kept_ties, ties)
+            };
+            self.cut = Some(Cut { threshold: self.magnitude(key), ties, kept_ties });
             return;
         }
         for (at, Bin { count, union }) in tally.bins.iter().enumerate().rev() {
@@ -388,6 +419,14 @@ impl Selection {
             above += count;
         }
     }
+}
+
+/// The `rank`-th largest key (1 = the largest), how many of its kind belong to the `rank` largest, and how many there are.
+fn largest<K: Ord + Copy>(keys: &mut [K], rank: usize) -> (K, u64, u64) {
+    let at = keys.len() - rank;
+    let key = *keys.select_nth_unstable(at).1;
+    let kept = keys[at..].iter().filter(|k| **k == key).count() as u64;
+    (key, kept, keys.iter().filter(|k| **k == key).count() as u64)
 }
 
 /// The key from `low` to `high` of which there are most, if there are several of it.
@@ -570,6 +609,37 @@ kernel! {
     }
 }
 
+kernel! {
+    /// Writes down the keys of the scores from `low` to `last`, and returns how many lie above.
+    fn collect_scores(scores: &[f64], low: f64, last: f64, keys: &mut Vec<u64>) -> u64 {
+        let mut beyond = [0u64; ROW];
+        let (rows, tail) = scores.as_chunks::<ROW>();
+        for row in rows {
+            let mut bits = [0u32; ROW];
+            for i in 0..ROW {
+                bits[i] = if (row[i] >= low) & (row[i] <= last) { BITS[i] } else { 0 };
+                beyond[i] += u64::from(row[i] > last);
+            }
+            let mut inside = 0;
+            for bit in bits {
+                inside |= bit;
+            }
+            while inside != 0 {
+                keys.push(score_key(row[inside.trailing_zeros() as usize % ROW]));
+                inside &= inside - 1;
+            }
+        }
+        let mut above = beyond.iter().sum();
+        for score in tail {
+            above += u64::from(*score > last);
+            if *score >= low && *score <= last {
+                keys.push(score_key(*score));
+            }
+        }
+        above
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -594,7 +664,7 @@ mod tests {
                 base.load(Level::choose(), dtype, &vec![0; bytes.len()], chunk.len(), wide);
                 s.count(Level::choose(), &expert, &base, &mut tally);
             }
-            s.learn(&tally);
+            s.learn(&mut tally);
             scans += 1;
             assert!(scans < 40, "no end");
         }
@@ -721,7 +791,7 @@ mod tests {
                         for chunk in values.chunks(1000) {
                             s.count_scores(Level::choose(), chunk, &mut tally);
                         }
-                        s.learn(&tally);
+                        s.learn(&mut tally);
                         scans += 1;
                         assert!(scans < 40, "no end");
                     }

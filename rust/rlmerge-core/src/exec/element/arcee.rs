@@ -45,7 +45,7 @@ impl ArceeJob {
         // The elements with these numbers in ascending order, counted from the largest.
         let rank = |quarters: u64| n - n.saturating_sub(1) * quarters / 4;
         // Three selections where there are two models.
-        let of = |quarters| Selection::of_scores(rank(quarters), (scope.bins / 2).min(BINS));
+        let of = |quarters| Selection::of_scores(rank(quarters), scope.bins.min(BINS), scope.scores / 3);
         let row = scope.tensor.and_then(|t| t.shape.last().copied()).unwrap_or(1).max(1);
         let remembered = remembered_rows(n / row);
         Self {
@@ -181,8 +181,8 @@ impl Job for ArceeJob {
         }
     }
 
-    fn learn(&mut self, partial: Partial, _tensor: &str) -> Result<()> {
-        for (selection, tally) in self.quartiles.iter_mut().zip(&partial.tallies) {
+    fn learn(&mut self, mut partial: Partial, _tensor: &str) -> Result<()> {
+        for (selection, tally) in self.quartiles.iter_mut().zip(&mut partial.tallies) {
             if selection.cut().is_none() {
                 selection.learn(tally);
             }

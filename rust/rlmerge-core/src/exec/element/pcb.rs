@@ -62,7 +62,7 @@ impl PcbJob {
         let search = || Search {
             low: Selection::new(n - clipped, bins, scope.wide),
             high: Selection::new(1 + clipped, bins, scope.wide),
-            cut: Selection::of_scores((n - dropped.min(n)).max(1), bins.min(SCORE_BINS)),
+            cut: Selection::of_scores((n - dropped.min(n)).max(1), bins.min(SCORE_BINS), scope.scores),
             rival: Rival { low: 0.0, high: 0.0, count: experts as f64, cut: 0.0, peak: f64::NEG_INFINITY },
         };
         Self {
@@ -228,21 +228,21 @@ impl Job for PcbJob {
         }
     }
 
-    fn learn(&mut self, partial: Partial, _tensor: &str) -> Result<()> {
-        let learn = |selection: &mut Selection, tally: &Tally| {
+    fn learn(&mut self, mut partial: Partial, _tensor: &str) -> Result<()> {
+        let learn = |selection: &mut Selection, tally: &mut Tally| {
             if selection.cut().is_none() {
                 selection.learn(tally);
             }
         };
         if self.step == Step::Clip {
-            for (search, tallies) in self.experts.iter_mut().zip(partial.tallies.chunks_exact(2)) {
-                learn(&mut search.low, &tallies[0]);
-                learn(&mut search.high, &tallies[1]);
+            for (search, [low, high]) in self.experts.iter_mut().zip(partial.tallies.as_chunks_mut().0) {
+                learn(&mut search.low, low);
+                learn(&mut search.high, high);
             }
             self.learn_clips();
         } else {
             for (at, search) in self.experts.iter_mut().enumerate() {
-                learn(&mut search.cut, &partial.tallies[at]);
+                learn(&mut search.cut, &mut partial.tallies[at]);
                 search.rival.peak = search.rival.peak.max(partial.maxima[at]);
             }
             self.learn_cuts();

@@ -67,7 +67,7 @@ impl SceJob {
             share,
             mergekit,
             step: if share < 1.0 { Step::Select } else { Step::Weigh },
-            selection: Selection::of_scores(1, scope.bins.min(BINS)),
+            selection: Selection::of_scores(1, scope.bins.min(BINS), scope.scores),
             sample: Vec::new(),
             // No variance is negative: everything is kept.
             cutoff: Cutoff { score: -1.0, end_of_ties: 0 },
@@ -311,13 +311,13 @@ impl Job for SceJob {
         }
     }
 
-    fn learn(&mut self, partial: Partial, _tensor: &str) -> Result<()> {
+    fn learn(&mut self, mut partial: Partial, _tensor: &str) -> Result<()> {
         match self.step {
             Step::Select => {
                 let rank = self.rank(partial.counts[0] as u64);
                 // Without a rank any cut will do.
                 self.selection.set_rank(rank.clamp(1, self.elements.max(1)));
-                self.selection.learn(&partial.tallies[0]);
+                self.selection.learn(&mut partial.tallies[0]);
                 self.learn_threshold(rank);
             }
             Step::Weigh => self.learn_squares(&partial.sums_by_tile()),
