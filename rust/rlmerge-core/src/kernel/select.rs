@@ -778,9 +778,10 @@ mod tests {
         sorted.sort_unstable_by(|a, b| b.partial_cmp(a).unwrap());
         let sample: Vec<f64> = values.iter().step_by(7).copied().collect();
         for rank in [1, 2, 700, 9_000, 9_800, 10_400, 11_000, 20_010, 20_011] {
-            for bins in [1024, 1 << 16] {
+            // With counters alone, with room for hardly all that lie in the window, and for more than enough.
+            for (bins, room) in [(1024, 0), (1 << 16, 0), (1024, 1500), (1024, 1 << 20)] {
                 for sample in [None, Some(&sample), Some(&values)] {
-                    let mut s = Selection::of_scores(7, bins);
+                    let mut s = Selection::of_scores(7, bins, room);
                     s.set_rank(rank);
                     if let Some(sample) = sample {
                         s.propose(sample, values.len() as u64);
@@ -791,6 +792,7 @@ mod tests {
                         for chunk in values.chunks(1000) {
                             s.count_scores(Level::choose(), chunk, &mut tally);
                         }
+                        assert!(tally.score_keys.len() <= room, "more than there is room for");
                         s.learn(&mut tally);
                         scans += 1;
                         assert!(scans < 40, "no end");
