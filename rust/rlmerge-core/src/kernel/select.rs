@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::CHUNK;
 use super::combine::MAGNITUDE;
-use super::level::{Level, kernel};
+use super::level::{Level, by_level, kernel};
 use super::values::{Numbers, Values};
 
 /// All bits of an f32 but the sign.
@@ -609,34 +609,56 @@ kernel! {
     }
 }
 
-kernel! {
-    /// Writes down the keys of the scores from `low` to `last`, and returns how many lie above.
-    fn collect_scores(scores: &[f64], low: f64, last: f64, keys: &mut Vec<u64>) -> u64 {
-        let mut beyond = [0u64; ROW];
-        let (rows, tail) = scores.as_chunks::<ROW>();
-        for row in rows {
-            let mut bits = [0u32; ROW];
-            for i in 0..ROW {
-                bits[i] = if (row[i] >= low) & (row[i] <= last) { BITS[i] } else { 0 };
-                beyond[i] += u64::from(row[i] > last);
-            }
-            let mut inside = 0;
-            for bit in bits {
-                inside |= bit;
-            }
-            while inside != 0 {
-                keys.push(score_key(row[inside.trailing_zeros() as usize % ROW]));
-                inside &= inside - 1;
-            }
+/// Writes down the keys of the scores from `low` to `last`, and returns how many lie above.
+fn collect_scores(level: Level, scores: &[f64], low: f64, last: f64, keys: &mut Vec<u64>) -> u64 {
+    let mut above = 0;
+    let (rows, tail) = scores.as_chunks::<ROW>();
+    sift(level, rows, low, last, keys, &mut above);
+    sift_plainly(tail, low, last, keys, &mut above);
+    above
+}
+
+by_level! {
+    /// [`sift_plainly`] for whole rows. Few scores lie between the bounds, so most rows have nothing to write down; the
+    /// compiler does not find out by itself how little has to be done for them.
+    fn sift(rows: &[[f64; ROW]], low: f64, last: f64, keys: &mut Vec<u64>, above: &mut u64) = sift_rows, sift_rows, sift_avx512;
+}
+
+fn sift_rows(rows: &[[f64; ROW]], low: f64, last: f64, keys: &mut Vec<u64>, above: &mut u64) {
+    sift_plainly(rows.as_flattened(), low, last, keys, above);
+}
+
+fn sift_plainly(scores: &[f64], low: f64, last: f64, keys: &mut Vec<u64>, above: &mut u64) {
+    for score in scores {
+        if *score > last {
+            *above += 1;
+        } else if *score >= low {
+            keys.push(score_key(*score));
         }
-        let mut above = beyond.iter().sum();
-        for score in tail {
-            above += u64::from(*score > last);
-            if *score >= low && *score <= last {
-                keys.push(score_key(*score));
-            }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,popcnt,bmi1")]
+fn sift_avx512(rows: &[[f64; ROW]], low: f64, last: f64, keys: &mut Vec<u64>, above: &mut u64) {
+    use std::arch::x86_64::{_CMP_GE_OQ, _CMP_GT_OQ, _mm512_cmp_pd_mask, _mm512_set1_pd};
+
+    use super::level::registers::load_512_wide;
+
+    let (lows, lasts) = (_mm512_set1_pd(low), _mm512_set1_pd(last));
+    for row in rows {
+        let (mut reach, mut beyond) = (0, 0);
+        for (half, shift) in row.as_chunks().0.iter().zip([0, 8]) {
+            let scores = load_512_wide(half);
+            reach |= u32::from(_mm512_cmp_pd_mask::<_CMP_GE_OQ>(scores, lows)) << shift;
+            beyond |= u32::from(_mm512_cmp_pd_mask::<_CMP_GT_OQ>(scores, lasts)) << shift;
         }
-        above
+        *above += u64::from(beyond.count_ones());
+        let mut inside = reach & !beyond;
+        while inside != 0 {
+            keys.push(score_key(row[inside.trailing_zeros() as usize % ROW]));
+            inside &= inside - 1;
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::plan::family::element::remembered_rows;
 
 /// Scores of a sampled chunk that are remembered, unless the sample is the whole tensor: those of a row go together,
 /// so that more of them say little more.
-const SAMPLE_OF_CHUNK: usize = 64;
+const SAMPLE_OF_CHUNK: usize = 256;
 
 /// Stands for a divergence that is not known yet; none has these bits, which are those of a NaN.
 const UNKNOWN: u64 = u64::MAX;
