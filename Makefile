@@ -95,6 +95,17 @@ test: setup ## Run all tests that need neither torch nor mergekit
 	$(CARGO) test --workspace --exclude rlmerge-py --locked
 	$(BIN)/python -m pytest tests --ignore=tests/interop --ignore=tests/parity
 
+FUZZ_SECONDS ?= 60
+
+.PHONY: fuzz
+fuzz: ## Fuzz the parsers for FUZZ_SECONDS a target, from the corpus in rust/rlmerge-core/tests/corpus
+	RLMERGE_FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --release --package rlmerge-core --locked --test mutations \
+		-- --nocapture --test-threads 1
+	RLMERGE_DIFFERENTIAL_ROUNDS=100000 $(BIN)/python -m pytest tests/hostile/test_differential.py --timeout 600
+
+.PHONY: slow
+slow: setup fuzz ## Everything that takes minutes and needs no torch: fuzzing
+
 .PHONY: test-torch
 test-torch: $(VENV_TORCH)/.rlmerge ## Run the tests against transformers and mergekit, and the study's (downloads several GB once)
 	$(VENV_TORCH)/bin/python -m pytest tests/interop tests/parity tests/study
@@ -120,9 +131,12 @@ stubs: setup ## Generate python/rlmerge/_core.pyi anew
 	$(STUBS) python
 
 .PHONY: docs
-docs: setup ## Write the table of methods into README.md and docs/
+docs: setup ## Write what the build knows (methods, conflicts, errors, hostile files) into README.md and docs/
 	$(BIN)/python scripts/write_method_tables.py
 	$(BIN)/python scripts/write_conflict_tables.py
+	$(BIN)/python scripts/write_error_table.py
+	$(BIN)/python -m tests.hostile.table
+	$(BIN)/python scripts/write_test_counts.py
 
 .PHONY: agreement
 agreement: $(VENV_TORCH)/.rlmerge ## Compare every method with mergekit's, and write docs/agreement.md

@@ -32,6 +32,19 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "interop: opens merged folders with transformers")
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Says how much is tested, as docs/testing.md does; nothing where only a part without the engine runs."""
+    try:
+        from tests import counts
+
+        found = counts.lines()
+    except ImportError:
+        return
+    terminalreporter.section("what is tested")
+    for line in found:
+        terminalreporter.write_line(line)
+
+
 @pytest.fixture
 def make_model(tmp_path):
     """`make_model("llama", name="a", dtype="BF16", shards=1, seed=0)` -> path of a complete model folder."""

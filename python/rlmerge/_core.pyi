@@ -40,7 +40,7 @@ def conflicts(request_json: str, settings_json: str, progress: Any | None = None
 
 def errors() -> str:
     """
-    The closed list of error codes, as JSON.
+    The closed list of error codes with an example of each, as JSON.
     """
 
 def inspect(path: str | PathLike[str]) -> str:

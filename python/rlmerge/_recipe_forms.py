@@ -14,12 +14,14 @@ from rlmerge.recipe import (
     DURABILITIES,
     IO_WAYS,
     MAX_SEED,
+    OVERFLOWS,
     Expert,
     Recipe,
     check_choice,
     check_integer,
     check_value,
     parse_dtype,
+    parse_int_from,
     parse_size,
     suggestion,
 )
@@ -76,6 +78,10 @@ class _OwnForm(_Form):
     io: str | None = None
     durability: str | None = None
     strict: bool = False
+    on_overflow: str | None = None
+    int_from: Any = None
+    verify_inputs: bool = False
+    no_symlinks: bool = False
 
 
 class _MergekitModel(_Form):
@@ -208,6 +214,8 @@ def _from_own(data: dict[str, Any], source: _Source) -> Recipe:
         parameters=_values(form.parameters, source, "parameters"),
         output=form.output,
         strict=form.strict,
+        verify_inputs=form.verify_inputs,
+        no_symlinks=form.no_symlinks,
     )
     key = ""
     modifiers = recipe.modifiers = Modifiers()
@@ -245,6 +253,12 @@ def _from_own(data: dict[str, Any], source: _Source) -> Recipe:
         if form.durability is not None:
             key = "durability"
             recipe.durability = check_choice(key, form.durability, DURABILITIES)
+        if form.on_overflow is not None:
+            key = "on_overflow"
+            recipe.on_overflow = check_choice(key, form.on_overflow, OVERFLOWS)
+        if form.int_from is not None:
+            key = "int_from"
+            recipe.int_from = parse_int_from(form.int_from)
     except RecipeError as error:
         raise source.blame(error, key) from None
     return recipe

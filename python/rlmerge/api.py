@@ -18,6 +18,7 @@ from rlmerge.recipe import (
     DURABILITIES,
     IO_WAYS,
     MAX_SEED,
+    OVERFLOWS,
     Expert,
     Recipe,
     check_choice,
@@ -25,6 +26,7 @@ from rlmerge.recipe import (
     check_value,
     load_recipe,
     parse_dtype,
+    parse_int_from,
     parse_size,
 )
 from rlmerge.report import Inspection, Plan, PlannedModel, Progress, Report
@@ -61,6 +63,10 @@ def merge(
     durability: str | None = None,
     force: bool = False,
     strict: bool = False,
+    on_overflow: str | None = None,
+    int_from: str | int | None = None,
+    verify_inputs: bool = False,
+    no_symlinks: bool = False,
     conflicts: bool = False,
     progress: Callable[[Progress], None] | None = None,
     **method_parameters: Value,
@@ -116,6 +122,16 @@ def merge(
         Replace an existing output.
     strict
         Raise when the output would hold values that are not finite.
+    on_overflow
+        What becomes of a finite value that the output's dtype cannot hold: ``"inf"`` (the default; counted and warned
+        of), ``"error"``, or ``"clamp"`` for the largest value of the dtype.
+    int_from
+        Whose integers, truth values and other tensors without arithmetic are taken where models differ in them:
+        ``"base"``, or the number of an expert, from 1. Unless given, a difference is an error.
+    verify_inputs
+        Read every input tensor again before publishing, and raise if its bytes are not those that were merged.
+    no_symlinks
+        Refuse models that are, or whose folders hold, symbolic links.
     conflicts
         Gather a conflict report from the same read of the inputs; it is ``Report.conflicts``.
     progress
@@ -139,7 +155,7 @@ def merge(
     OutputError
         The output exists already, is an input, or cannot be written.
     NumericsError
-        ``strict``, and the result is not finite.
+        ``strict`` and the result is not finite, or ``on_overflow="error"`` and a value does not fit the dtype.
     KeyboardInterrupt
         After Ctrl-C; nothing was written.
 
@@ -169,6 +185,10 @@ def merge(
         durability=durability,
         force=force,
         strict=strict,
+        on_overflow=on_overflow,
+        int_from=int_from,
+        verify_inputs=verify_inputs,
+        no_symlinks=no_symlinks,
         **method_parameters,
     )
     return made.run(progress, conflicts=conflicts)
@@ -195,6 +215,10 @@ def plan(
     durability: str | None = None,
     force: bool = False,
     strict: bool = False,
+    on_overflow: str | None = None,
+    int_from: str | int | None = None,
+    verify_inputs: bool = False,
+    no_symlinks: bool = False,
     **method_parameters: Value,
 ) -> Plan:
     """Plan a merge without doing it: only headers are read.
@@ -202,7 +226,8 @@ def plan(
     Parameters
     ----------
     models, method, base, output, recipe, parameters, treat, lines, match_norm, match_norm_scope, seed, dtype, compat,
-    shard_size, threads, io, durability, force, strict
+    shard_size, threads, io, durability, force, strict, on_overflow,
+    int_from, verify_inputs, no_symlinks
         As for ``merge``.
     **method_parameters
         As for ``merge``.
@@ -259,7 +284,13 @@ def plan(
         wanted.io = check_choice("io", io, IO_WAYS)
     if durability is not None:
         wanted.durability = check_choice("durability", durability, DURABILITIES)
+    if on_overflow is not None:
+        wanted.on_overflow = check_choice("on_overflow", on_overflow, OVERFLOWS)
+    if int_from is not None:
+        wanted.int_from = parse_int_from(int_from)
     wanted.strict = wanted.strict or strict
+    wanted.verify_inputs = wanted.verify_inputs or verify_inputs
+    wanted.no_symlinks = wanted.no_symlinks or no_symlinks
     return _prepare(wanted, force=force)
 
 
@@ -461,6 +492,11 @@ def _prepare(wanted: Recipe, *, force: bool) -> Plan:
     paths = [source.path for source in ([*experts, base] if base is not None else experts)]
     folders = any(is_folder(path) and not is_adapter(path) for path in paths)
     output = wanted.output or ("merged" if folders else "merged.safetensors")
+    try:
+        output.encode()
+    except UnicodeEncodeError:
+        msg = f"{output!a}: not a UTF-8 name"
+        raise RecipeError(msg, hint="choose another path for the output") from None
     request = {
         "method": method.name,
         "models": [
@@ -487,6 +523,10 @@ def _prepare(wanted: Recipe, *, force: bool) -> Plan:
         "durability": wanted.durability or DURABILITIES[0],
         "force": force,
         "strict": wanted.strict,
+        "on_overflow": wanted.on_overflow or OVERFLOWS[0],
+        "int_from": wanted.int_from,
+        "verify_inputs": wanted.verify_inputs,
+        "no_symlinks": wanted.no_symlinks,
     }
     core = _core.prepare(json.dumps(request))
     raw: dict[str, Any] = json.loads(core.to_json())

@@ -25,6 +25,7 @@ __all__ = [
     "COMPATS",
     "DURABILITIES",
     "IO_WAYS",
+    "OVERFLOWS",
     "Expert",
     "Recipe",
     "check_choice",
@@ -32,6 +33,7 @@ __all__ = [
     "check_value",
     "load_recipe",
     "parse_dtype",
+    "parse_int_from",
     "parse_size",
     "suggestion",
 ]
@@ -39,6 +41,7 @@ __all__ = [
 COMPATS = ("paper", "mergekit")
 DURABILITIES = ("full", "file", "none")
 IO_WAYS = ("pread", "mmap")
+OVERFLOWS = ("inf", "error", "clamp")
 MAX_SEED = 2**64 - 1
 
 _DTYPES = {
@@ -82,6 +85,10 @@ class Recipe:
     io: str | None = None
     durability: str | None = None
     strict: bool = False
+    on_overflow: str | None = None
+    int_from: str | int | None = None
+    verify_inputs: bool = False
+    no_symlinks: bool = False
     form: str = "rlmerge"
     notes: list[str] = field(default_factory=list)
 
@@ -217,6 +224,27 @@ def check_integer(name: str, value: object, least: int, most: int) -> int:
         msg = f"`{name}`: {number} is not between {least} and {most}"
         raise RecipeError(msg, code="parameter_out_of_range")
     return number
+
+
+def parse_int_from(value: object) -> str | int:
+    """Return whose tensors without arithmetic are taken: ``"base"``, or an expert's number from 1.
+
+    Raises
+    ------
+    RecipeError
+        It is something else.
+
+    Examples
+    --------
+    >>> parse_int_from("base"), parse_int_from("2")
+    ('base', 2)
+    """
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if value == "base" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    msg = f"`int_from`: {value!r} is not base or the number of an expert, from 1"
+    raise RecipeError(msg, code="parameter_out_of_range")
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:

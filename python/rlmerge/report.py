@@ -168,6 +168,7 @@ class TensorReport:
     expert_norms: tuple[float | None, ...]
     non_finite_inputs: tuple[int, ...]
     non_finite_output: int
+    non_finite_made_here: int = 0
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,7 @@ class Report:
                 expert_norms=tuple(t["expert_norms"] or ()),
                 non_finite_inputs=tuple(t["non_finite"]["inputs"]),
                 non_finite_output=t["non_finite"]["output"],
+                non_finite_made_here=t["non_finite"]["made_here"],
             )
             for t in self.raw["tensors"]
         )

@@ -87,6 +87,45 @@ def test_an_overflow_of_the_output_is_counted():
     assert report.tensors[0].non_finite_inputs == (0, 0)
 
 
+def test_overflows_are_told_from_what_the_inputs_bring():
+    a = {"w": np.array([70000.0, np.nan, 1.0, np.inf, -2e5], np.float32)}
+    report, merged, _ = report_of("linear", [a, a], None, dtype="F16")
+    counts = report.raw["tensors"][0]["non_finite"]
+    assert counts == {
+        "inputs": [2, 2], "input_first": [1, 1], "output": 4, "first": 0, "made_here": 2,
+        "made_here_first": 0, "clamped": 0,
+    }  # fmt: skip
+    assert report.raw["totals"]["non_finite_made_here"] == 2
+    assert report.tensors[0].non_finite_made_here == 2
+    assert any("2 of them come of finite values, which F16 cannot hold" in w for w in report.warnings)
+    clamped, merged, _ = report_of("linear", [a, a], None, dtype="F16", on_overflow="clamp")
+    assert np.array_equal(merged["w"], np.array([65504, np.nan, 1, np.inf, -65504], np.float16), equal_nan=True)
+    counts = clamped.raw["tensors"][0]["non_finite"]
+    assert (counts["clamped"], counts["made_here"], counts["output"]) == (2, 0, 2)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F8_E5M2", "F8_E4M3", "F32"])
+def test_clamping_gives_the_largest_value_and_leaves_the_others(dtype):
+    a = {"w": np.array([1e300, -1e300, 3.0, 0.0])}
+    report, merged, _ = report_of("linear", [a, a], None, dtype=dtype, on_overflow="clamp")
+    largest = wide(merged["w"])[0]
+    assert list(wide(merged["w"])) == [largest, -largest, 3.0, 0.0]
+    above, _, _ = report_of("linear", [{"w": np.array([largest])}] * 2, None, dtype=dtype, on_overflow="error")
+    assert above.tensors[0].non_finite_output == 0
+    with pytest.raises(rlmerge.NumericsError) as raised:
+        report_of("linear", [{"w": np.array([largest * 1.2])}] * 2, None, dtype=dtype, on_overflow="error")
+    assert (raised.value.code, raised.value.tensor) == ("overflow", "w")
+
+
+def test_truth_values_that_are_neither_are_told_and_copied():
+    odd = tensorfile.Raw("BOOL", (4,), b"\x00\x01\x02\xff")
+    one = {"w": np.ones(2, np.float32), "mask": odd}
+    with merging.written([one, one], None) as (paths, _, root):
+        report = rlmerge.merge(paths, method="linear", output=root / "merged.safetensors")
+        assert tensorfile.read_raw(root / "merged.safetensors")["mask"].data == odd.data
+    assert any("`mask`: 2 bytes of BOOL are neither 0 nor 1" in w for w in report.warnings)
+
+
 def test_the_saved_report_holds_no_clock_and_no_paths_of_the_day():
     base, experts = drawing.large("BF16", 2, n=1001)
     saved = [report_of("ties", experts, base, 1)[2] for _ in range(2)]

@@ -43,7 +43,14 @@ def reported(out: Output) -> Iterator[None]:
         wrapped = OutputError(f"{where}{error.strerror or error}", path=error.filename, errno=error.errno)
         wrapped.__traceback__ = error.__traceback__
         raise typer.Exit(_print(wrapped, out)) from None
-    except Exception as error:
+    except MemoryError as error:
+        wrapped = OutputError(f"out of memory{f': {error}' if str(error) else ''}", code="out_of_memory")
+        wrapped.__traceback__ = error.__traceback__
+        raise typer.Exit(_print(wrapped, out)) from None
+    except BaseException as error:
+        # A panic of the core in a short call is no `Exception`; whatever else is none has a meaning of its own.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         message = f"internal error (a bug in rlmerge): {type(error).__name__}: {error}"
         hint = "please report it with the command and what RLMERGE_DEBUG=1 prints"
         bug = InternalError(message, hint=hint)

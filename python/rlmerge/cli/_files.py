@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -12,16 +13,31 @@ from rlmerge.errors import OutputError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["refuse_existing", "write_text"]
+__all__ = ["check_places", "write_text"]
 
 
-def refuse_existing(paths: Iterable[str | None], *, force: bool) -> None:
-    """Refuse paths at which something is, before any work is done."""
+def check_places(paths: Iterable[str | None], inputs: Iterable[Path], *, force: bool, made: Path | None = None) -> None:
+    """Refuse paths at which something is, that cannot be written, or that lie in an input, before any work is done.
+
+    ``made`` is the folder that the work itself makes.
+    """
     for path in paths:
-        if path is not None and os.path.lexists(path) and (not force or Path(path).is_dir()):
+        if path is None:
+            continue
+        if os.path.lexists(path) and (not force or Path(path).is_dir()):
             msg = f"{path}: already exists"
             hint = "choose another path" if Path(path).is_dir() else "choose another path, or replace it with --force"
             raise OutputError(msg, code="output_exists", exit_code=6, path=path, hint=hint)
+        parent = Path(path).parent
+        for model in inputs:
+            # What belongs to a model is never replaced, not its config.json either.
+            if model.is_dir() and parent.is_dir() and model.samefile(parent):
+                msg = f"output {path} is inside input {model}; an input is never written to"
+                raise OutputError(msg, code="output_is_input", exit_code=6, path=path, hint="choose another path")
+        if parent != made and not os.access(parent, os.W_OK | os.X_OK):
+            reason = os.strerror(errno.EACCES if parent.is_dir() else errno.ENOENT)
+            msg = f"{path}: cannot be written: {reason}: {parent}"
+            raise OutputError(msg, path=path, hint="create that folder first, or choose another path")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -92,10 +92,12 @@ class Output:
         try:
             stream.write(text + "\n")
         except OSError:
+            # Talk that nobody listens to changes nothing; data that could not be written does.
+            if stream is not sys.stdout:
+                return
             # The error is reported on stderr; what is left of stdout goes nowhere, or its own last flush would fail.
-            if stream is sys.stdout:
-                self._stdout_failed = True
-                drop_stdout()
+            self._stdout_failed = True
+            drop_stdout()
             raise
 
 

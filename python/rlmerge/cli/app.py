@@ -24,6 +24,11 @@ def main() -> int:
         from rlmerge.cli import _signals
 
         return _signals.exit_code()
+    except MemoryError:
+        # While something was imported: nothing is at hand any more that could say it better.
+        if sys.stderr is not None:
+            sys.stderr.write("error: out of memory\n")
+        return 5
 
 
 def _run() -> int:

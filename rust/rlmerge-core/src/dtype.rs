@@ -53,6 +53,21 @@ impl DType {
         matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::BF16 | Self::F8E4M3 | Self::F8E5M2)
     }
 
+    /// The largest finite value, for dtypes with arithmetic.
+    #[must_use]
+    pub const fn largest(self) -> Option<f64> {
+        Some(match self {
+            Self::F64 => f64::MAX,
+            Self::F32 => f32::MAX as f64,
+            // All but the last bit of an f32's exponent, and seven bits of fraction.
+            Self::BF16 => f32::from_bits(0x7f7f_0000) as f64,
+            Self::F16 => 65_504.0,
+            Self::F8E5M2 => 57_344.0,
+            Self::F8E4M3 => 448.0,
+            _ => return None,
+        })
+    }
+
     /// Size of one element in bytes, for dtypes of whole bytes.
     #[must_use]
     pub const fn whole_bytes(self) -> Option<usize> {

@@ -2,8 +2,14 @@
 //! [`code`](Error::code), the [exit code](Error::exit_code) of the command line and, where there
 //! is one, a [`hint`](Error::hint) that says what to do next.
 
+mod examples;
+mod panics;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+
+pub use examples::examples;
+pub use panics::keep_panics_short;
 
 /// Result of everything in this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -185,6 +191,21 @@ pub enum Error {
         message: String,
     },
 
+    /// An input became shorter while it was read.
+    #[error("{path}: shrank from {from} to {now} bytes while it was being read{tensor}{offset}", path = show(path), tensor = on_tensor(tensor.as_deref()), offset = at_byte(Some(*offset)))]
+    InputShrank {
+        /// The file.
+        path: PathBuf,
+        /// The tensor that was being read.
+        tensor: Option<String>,
+        /// Where in the file that reading began.
+        offset: u64,
+        /// Its length when it was opened.
+        from: u64,
+        /// Its length now.
+        now: u64,
+    },
+
     // ---- inputs that do not fit each other (exit 4) ----
     /// Tensor names, shapes or dtypes differ; all differences at once.
     #[error("the models do not fit together: {count} problem{s}\n{list}", count = problems.len(), s = if problems.len() == 1 { "" } else { "s" }, list = listing(problems))]
@@ -220,6 +241,18 @@ pub enum Error {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// The operating system could not read an input.
+    #[error("{path}: reading failed: {source}{tensor}{offset}", path = show(path), tensor = on_tensor(tensor.as_deref()), offset = at_byte(Some(*offset)))]
+    ReadFailed {
+        /// The file.
+        path: PathBuf,
+        /// The tensor that was being read.
+        tensor: Option<String>,
+        /// Where in the file that reading began.
+        offset: u64,
+        /// The system's answer.
+        source: std::io::Error,
+    },
     /// Not enough room for the output.
     #[error("{path}: no space: the output needs {needed} bytes, {free} are free", path = show(path))]
     NoSpace {
@@ -245,6 +278,12 @@ pub enum Error {
         threads: usize,
         /// The system's answer.
         message: String,
+    },
+    /// There is not as much memory as the work may take.
+    #[error("out of memory (tried {tried} bytes)")]
+    OutOfMemory {
+        /// Bytes that the system would not give.
+        tried: u64,
     },
 
     // ---- the output (exit 6) ----
@@ -295,6 +334,21 @@ pub enum Error {
         element: u64,
     },
 
+    /// `--on-overflow error`, and the output's dtype cannot hold a value.
+    #[error("{count} values in {tensors} output tensors are too large for their dtype, first in `{tensor}` ({dtype}) at element {element}; nothing was written", tensor = escape(tensor))]
+    Overflow {
+        /// How many values.
+        count: u64,
+        /// In how many tensors.
+        tensors: u64,
+        /// The first such tensor.
+        tensor: String,
+        /// Its dtype.
+        dtype: &'static str,
+        /// Its first such element.
+        element: u64,
+    },
+
     // ---- verification (exit 8) ----
     /// A tensor is not the one that something else was made from.
     #[error("{path}: tensor `{tensor}` is not the one that the merge was made with; nothing was written", path = show(path), tensor = escape(tensor))]
@@ -341,17 +395,21 @@ impl Error {
             Self::BadStatistics { .. } => "bad_statistics",
             Self::AdapterUnsupported { .. } => "adapter_unsupported",
             Self::InputChanged { .. } => "input_changed",
+            Self::InputShrank { .. } => "input_shrank",
             Self::ModelsDoNotFit { .. } => "models_do_not_fit",
             Self::OpaqueTensorsDiffer { .. } => "opaque_tensors_differ",
             Self::Io { .. } => "io",
+            Self::ReadFailed { .. } => "read_failed",
             Self::NoSpace { .. } => "no_space",
             Self::NotDurable { .. } => "not_durable",
             Self::Threads { .. } => "threads",
+            Self::OutOfMemory { .. } => "out_of_memory",
             Self::OutputExists { .. } => "output_exists",
             Self::OutputNotReplaceable { .. } => "output_not_replaceable",
             Self::OutputIsInput { .. } => "output_is_input",
             Self::NonFinite { .. } => "non_finite",
             Self::NonFiniteOutput { .. } => "non_finite_output",
+            Self::Overflow { .. } => "overflow",
             Self::ChecksumMismatch { .. } => "checksum_mismatch",
             Self::Cancelled => "cancelled",
             Self::Internal { .. } => "internal",
@@ -379,8 +437,10 @@ impl Error {
             | Self::BadStatistics { path, .. }
             | Self::AdapterUnsupported { path, .. }
             | Self::InputChanged { path, .. }
+            | Self::InputShrank { path, .. }
             | Self::OpaqueTensorsDiffer { path, .. }
             | Self::Io { path, .. }
+            | Self::ReadFailed { path, .. }
             | Self::NoSpace { path, .. }
             | Self::NotDurable { path, .. }
             | Self::OutputExists { path }
@@ -398,11 +458,14 @@ impl Error {
             Self::BadHeader { tensor, .. }
             | Self::BadIndex { tensor, .. }
             | Self::Quantised { tensor, .. }
+            | Self::InputShrank { tensor, .. }
+            | Self::ReadFailed { tensor, .. }
             | Self::ModelsDoNotFit { tensor, .. } => tensor.as_deref(),
             Self::OpaqueTensorsDiffer { tensor, .. }
             | Self::BadStatistics { tensor, .. }
             | Self::NonFinite { tensor, .. }
             | Self::NonFiniteOutput { tensor, .. }
+            | Self::Overflow { tensor, .. }
             | Self::ChecksumMismatch { tensor, .. } => Some(tensor),
             _ => None,
         }
@@ -437,8 +500,11 @@ impl Error {
             Self::BadHeader { .. } | Self::BadIndex { .. } | Self::BadConfig { .. } => "download or save the file again; it is damaged or was written by a faulty program".into(),
             Self::Quantised { .. } => "merge the unquantised checkpoints, then quantise the result".into(),
             Self::BadStatistics { .. } => "compute the statistics again; a file without this tensor leaves it to a plain average".into(),
-            Self::InputChanged { .. } => "wait until nothing writes to the inputs, then run the same command again".into(),
+            Self::InputChanged { .. } | Self::InputShrank { .. } => "wait until nothing writes to the inputs, then run the same command again".into(),
             Self::ModelsDoNotFit { .. } => "`rlmerge inspect MODEL` lists the tensors of a model; merge models of one family and one vocabulary".into(),
+            Self::OpaqueTensorsDiffer { .. } => "such tensors are never averaged; say whose are right with --int-from base, or the number of an expert".into(),
+            Self::ReadFailed { .. } => "check the disk that holds the file (`dmesg`), and copy the model anew".into(),
+            Self::OutOfMemory { .. } => "use fewer workers with --threads, or raise the limit on memory (`ulimit -v`, the container's)".into(),
             Self::NoSpace { .. } => "free some space, or choose another place with -o".into(),
             Self::OutputExists { .. } => "choose another path with -o, or replace it with --force".into(),
             Self::OutputNotReplaceable { .. } => "choose another path with -o, or move away what is there".into(),
@@ -446,12 +512,25 @@ impl Error {
             Self::Io { action: OPEN_PARENT, source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                 "create that folder first, or choose another path with -o".into()
             }
+            Self::Io { source, .. } if matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                "every shard of every model is open during a merge: raise the limit on open files (`ulimit -n`)".into()
+            }
             Self::NonFinite { .. } => "`rlmerge inspect MODEL` names the file; repair or leave out the model that holds the value".into(),
             Self::NonFiniteOutput { .. } => "run without --strict to write it all the same".into(),
+            Self::Overflow { .. } => "write a wider dtype with --dtype, or choose --on-overflow inf or clamp".into(),
             Self::ChecksumMismatch { .. } => "give the very base of the merge with --base; if the merged folder itself was changed, merge again".into(),
             Self::Internal { .. } => "please report it with the command and RLMERGE_DEBUG=1 output".into(),
             _ => return None,
         })
+    }
+
+    /// The same error with the name of the tensor that was being read, where there is room for it.
+    #[must_use]
+    pub(crate) fn in_tensor(mut self, name: &str) -> Self {
+        if let Self::InputShrank { tensor, .. } | Self::ReadFailed { tensor, .. } = &mut self {
+            tensor.get_or_insert_with(|| name.to_owned());
+        }
+        self
     }
 
     /// A caught panic: always a bug.
@@ -459,7 +538,8 @@ impl Error {
     pub fn from_panic(panic: &(dyn std::any::Any + Send)) -> Self {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let message = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a worker panicked");
-        Self::Internal { message: message.to_string() }
+        let place = panics::take_place().map_or_else(String::new, |place| format!(" ({place})"));
+        Self::Internal { message: format!("{}{place}", escape(message)) }
     }
 
     /// An I/O error with what was tried on which path.
@@ -489,17 +569,21 @@ pub const CODES: &[(&str, u8, &str)] = &[
     ("bad_statistics", 3, "checkpoint"),
     ("adapter_unsupported", 3, "checkpoint"),
     ("input_changed", 3, "checkpoint"),
+    ("input_shrank", 3, "checkpoint"),
     ("models_do_not_fit", 4, "alignment"),
     ("opaque_tensors_differ", 4, "alignment"),
     ("io", 5, "output"),
+    ("read_failed", 5, "output"),
     ("no_space", 5, "output"),
     ("not_durable", 5, "output"),
     ("threads", 5, "output"),
+    ("out_of_memory", 5, "output"),
     ("output_exists", 6, "output"),
     ("output_not_replaceable", 6, "output"),
     ("output_is_input", 6, "output"),
     ("non_finite", 7, "numerics"),
     ("non_finite_output", 7, "numerics"),
+    ("overflow", 7, "numerics"),
     ("checksum_mismatch", 8, "checkpoint"),
     ("cancelled", 130, "interrupt"),
     ("internal", 1, "bug"),
@@ -520,7 +604,9 @@ pub fn escape(text: &str) -> String {
             break;
         }
         let hidden = c.is_control()
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+            || matches!(c,
+                '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+                | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}');
         if hidden { out.extend(c.escape_default()) } else { out.push(c) }
     }
     out

@@ -487,7 +487,7 @@ fn an_index_and_its_shards() {
     let checkpoint = model.open().unwrap();
     let names: Vec<(&str, usize)> = checkpoint.tensors().iter().map(|t| (t.name.as_str(), t.shard)).collect();
     assert_eq!(names, [("a", 0), ("b", 1), ("c", 1)]);
-    assert_eq!(checkpoint.bytes_of(checkpoint.get("c").unwrap()), [7]);
+    assert_eq!(checkpoint.bytes_of(checkpoint.get("c").unwrap()).unwrap(), [7]);
     assert!(
         checkpoint.get("d").is_none() && checkpoint.warnings().is_empty() && checkpoint.config().is_none()
     );

@@ -7,7 +7,7 @@ use std::time::Instant;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
-use rlmerge_core::error::{CODES, Error, Result};
+use rlmerge_core::error::{self, CODES, Error, Result};
 use rlmerge_core::exec::{self, Contents, Observer, Sidecar, Survey, SurveySettings};
 use rlmerge_core::kernel::Level;
 use rlmerge_core::plan::method::methods_json;
@@ -42,12 +42,16 @@ pub fn methods() -> String {
     methods_json().to_string()
 }
 
-/// The closed list of error codes, as JSON.
+/// The closed list of error codes with an example of each, as JSON.
 #[pyfunction]
 pub fn errors() -> String {
     let list: Vec<Value> = CODES
         .iter()
-        .map(|(code, exit, kind)| json!({"code": code, "exit_code": exit, "kind": kind}))
+        .zip(error::examples())
+        .map(|((code, exit, kind), example)| {
+            let (message, hint) = (example.to_string(), example.hint());
+            json!({"code": code, "exit_code": exit, "kind": kind, "example": message, "hint": hint})
+        })
         .collect();
     Value::from(list).to_string()
 }

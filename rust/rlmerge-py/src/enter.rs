@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use rlmerge_core::error::{Error, Result};
 use rlmerge_core::exec::Observer;
+use rlmerge_core::kernel::PlainFloats;
 
 use crate::error::to_python;
 
@@ -29,10 +30,15 @@ pub fn enter<T: Send>(
     let guarded =
         move || catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|panic| Err(Error::from_panic(&*panic)));
     let (result, raised) = std::thread::scope(|scope| {
-        scope.spawn(move || {
+        let spawned = std::thread::Builder::new().spawn_scoped(scope, move || {
+            // What the interpreter or another library has asked of floats is theirs.
+            let _plain = PlainFloats::ask();
             // The receiver lives until this scope ends.
             let _ = sender.send(guarded());
         });
+        if let Err(error) = spawned {
+            return (Err(Error::Threads { threads: 1, message: error.to_string() }), None);
+        }
         let receiver = std::sync::Mutex::new(receiver);
         let mut raised = None;
         loop {

@@ -6,7 +6,9 @@ use rlmerge_core::error::{CODES, Error};
 /// The Python exception of a core error.
 pub fn to_python(py: Python<'_>, error: &Error) -> PyErr {
     let os_error = match error {
-        Error::Io { source, .. } | Error::NotDurable { source, .. } => source.raw_os_error(),
+        Error::Io { source, .. } | Error::ReadFailed { source, .. } | Error::NotDurable { source, .. } => {
+            source.raw_os_error()
+        }
         _ => None,
     };
     let kind = CODES.iter().find(|(code, ..)| *code == error.code()).map_or("bug", |(_, _, kind)| kind);

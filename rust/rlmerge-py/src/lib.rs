@@ -1,6 +1,7 @@
 //! Python bindings of `rlmerge-core`: parse, call, hand back JSON. No arithmetic and no file access here.
 
 mod api;
+mod descriptors;
 mod enter;
 mod error;
 
@@ -13,4 +14,12 @@ mod _core {
     use crate::api::{
         Plan, build_info, conflicts, errors, inspect, methods, prepare, prepare_expand, version,
     };
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+        crate::descriptors::fill();
+        rlmerge_core::error::keep_panics_short();
+        Ok(())
+    }
 }

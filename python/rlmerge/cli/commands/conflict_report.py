@@ -12,7 +12,7 @@ import rlmerge
 from rlmerge._text import group_tables, number, percent
 from rlmerge.cli import _progress
 from rlmerge.cli._errors import reported
-from rlmerge.cli._files import refuse_existing, write_text
+from rlmerge.cli._files import check_places, write_text
 from rlmerge.cli._output import Output, clean, columns, count, size
 from rlmerge.errors import RecipeError
 
@@ -70,7 +70,7 @@ def conflict_report(
             "lambda_": fraction(lambda_, "--lambda"),
         }
         groups = _groups(group or [])
-        refuse_existing([html], force=force)
+        check_places([html], [Path(model) for model in [*(models or []), base] if model], force=force)
         with _progress.shown(out, "measuring") as progress:
             report = rlmerge.conflicts(
                 models or [],

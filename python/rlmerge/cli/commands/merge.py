@@ -12,7 +12,7 @@ import typer
 from rlmerge import api
 from rlmerge.cli import _progress
 from rlmerge.cli._errors import reported
-from rlmerge.cli._files import refuse_existing, write_text
+from rlmerge.cli._files import check_places, write_text
 from rlmerge.cli._output import Output, columns, count, size
 from rlmerge.errors import RecipeError
 
@@ -154,6 +154,30 @@ def merge(
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail (exit 7) on NaN or infinity in the output.", rich_help_panel=_RESULT)
     ] = False,
+    on_overflow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="inf|error|clamp",
+            help="What becomes of values that the output's dtype cannot hold. Default: inf.",
+            rich_help_panel=_RESULT,
+        ),
+    ] = None,
+    int_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="base|N",
+            help="Whose integer and boolean tensors count where models differ in them. Default: none's, an error.",
+            rich_help_panel=_RESULT,
+        ),
+    ] = None,
+    verify_inputs: Annotated[
+        bool,
+        typer.Option("--verify-inputs", help="Read all inputs again before publishing.", rich_help_panel=_RESULT),
+    ] = False,
+    no_symlinks: Annotated[
+        bool,
+        typer.Option("--no-symlinks", help="Refuse models with symbolic links.", rich_help_panel=_RESULT),
+    ] = False,
     report_to: Annotated[
         str | None,
         typer.Option(
@@ -210,9 +234,13 @@ def merge(
             durability=durability,
             force=force,
             strict=strict,
+            on_overflow=on_overflow,
+            int_from=int_from,
+            verify_inputs=verify_inputs,
+            no_symlinks=no_symlinks,
         )
         plan.check()
-        _check_report(report_to, force=force)
+        _check_report(report_to, plan, force=force)
         _announce(plan, out)
         if dry_run:
             out.result(human=lambda: _table(plan), quiet=lambda: [str(plan.output)], value=plan.to_dict())
@@ -225,11 +253,11 @@ def merge(
         out.result(human=lambda: [str(report.output)], quiet=lambda: [str(report.output)], value=report.to_dict())
 
 
-def _check_report(path: str | None, *, force: bool) -> None:
+def _check_report(path: str | None, plan: Plan, *, force: bool) -> None:
     if path is not None and not path.endswith((".html", ".md", ".json")):
         msg = f"--report {path}: neither .html nor .md nor .json"
         raise RecipeError(msg)
-    refuse_existing([path], force=force)
+    check_places([path], [model.path for model in plan.models], force=force, made=plan.output)
 
 
 def _report_text(path: str, found: ConflictReport) -> str:

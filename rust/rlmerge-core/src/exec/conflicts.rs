@@ -11,6 +11,7 @@ use super::job::{Chunk, Job, Partial, Scratch, Ties};
 use super::observer::Observer;
 use super::run::Run;
 use crate::error::{Error, Result};
+use crate::kernel::PlainFloats;
 use crate::kernel::lanes::Lanes;
 use crate::kernel::stats::{self, KEYS, ROOM};
 use crate::plan::{Action, MergePlan, PlannedTensor, role};
@@ -88,6 +89,7 @@ pub fn survey(
     settings: SurveySettings,
     observer: &Observer,
 ) -> Result<Value> {
+    let _plain = PlainFloats::ask();
     let survey = Survey::new(plan, settings)?;
     Run::new(plan, models, &[], observer)?.survey(&survey)?;
     for model in models {

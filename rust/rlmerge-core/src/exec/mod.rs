@@ -13,12 +13,14 @@ mod jobs;
 mod linear;
 mod mask;
 mod masks;
+mod memory;
 mod neuromerging;
 mod norms;
 mod observer;
 mod pass;
 mod ram;
 mod regmean;
+mod reread;
 mod resmerge;
 mod run;
 mod statistics;
@@ -30,10 +32,11 @@ pub use conflicts::{Survey, SurveySettings, survey};
 pub use observer::{Observer, Progress};
 
 use crate::error::{Error, Result};
+use crate::kernel::PlainFloats;
 use crate::plan::family::Program;
-use crate::plan::recipe::OutputForm;
+use crate::plan::recipe::{OnOverflow, OutputForm};
 use crate::plan::{MergePlan, marks};
-use crate::report::{MarksReport, Report, TaskReport, TensorReport};
+use crate::report::{MarksReport, NonFiniteCounts, Report, TaskReport, TensorReport};
 use crate::shard::Checkpoint;
 use crate::writer::{Input, OutputKind, Stage, StagedFile, Target, preflight};
 use run::Run;
@@ -87,6 +90,7 @@ pub fn run_surveyed(
     survey: Option<&Survey>,
     observer: &Observer,
 ) -> Result<Report> {
+    let _plain = PlainFloats::ask();
     let target = target(plan);
     check_output(plan, &target)?;
     let stage = Stage::create(&target)?;
@@ -107,6 +111,9 @@ pub fn run_surveyed(
         file.settle(|| !observer.is_cancelled())?;
         file.finish()?;
     }
+    if plan.recipe.verify_inputs {
+        reread::reread(plan, models, &tensors, observer)?;
+    }
     for model in models {
         model.verify_unchanged()?;
     }
@@ -123,6 +130,9 @@ pub fn run_surveyed(
     };
     if plan.recipe.strict {
         refuse_non_finite(&report)?;
+    }
+    if plan.recipe.on_overflow == OnOverflow::Error {
+        refuse_overflow(&report)?;
     }
     if observer.is_cancelled() {
         return Err(Error::Cancelled);
@@ -272,17 +282,55 @@ fn check_expected(plan: &MergePlan, tensors: &[TensorReport]) -> Result<()> {
 fn warnings(plan: &MergePlan, tensors: &[TensorReport]) -> Vec<String> {
     let mut out = plan.warnings.clone();
     for t in tensors {
-        let inputs: u64 = t.non_finite.inputs.iter().sum();
-        if inputs > 0 || t.non_finite.output > 0 {
-            let first = t.non_finite.first.map_or_else(String::new, |i| format!(", first at element {i}"));
+        let name = crate::error::escape(&t.name);
+        let NonFiniteCounts { inputs, input_first, output, first, made_here, made_here_first, clamped } =
+            &t.non_finite;
+        let total: u64 = inputs.iter().sum();
+        let at = |first: &Option<u64>| first.map_or_else(String::new, |i| format!(", first at element {i}"));
+        if total > 0 || *output > 0 {
+            let first = if first.is_some() {
+                first
+            } else {
+                input_first.iter().find(|i| i.is_some()).unwrap_or(first)
+            };
             out.push(format!(
-                "tensor `{}`: {inputs} non-finite values in the models, {} in the output{first}",
-                crate::error::escape(&t.name),
-                t.non_finite.output
+                "tensor `{name}`: {total} non-finite values in the models, {output} in the output{}",
+                at(first)
+            ));
+        }
+        if *made_here > 0 {
+            out.push(format!(
+                "tensor `{name}`: {made_here} of them come of finite values, which {} cannot hold{}",
+                t.dtype.name(),
+                at(made_here_first)
+            ));
+        }
+        if *clamped > 0 {
+            out.push(format!(
+                "tensor `{name}`: {clamped} values were cut off at the largest that {} can hold",
+                t.dtype.name()
+            ));
+        }
+        if t.odd_bools > 0 {
+            out.push(format!(
+                "tensor `{name}`: {} bytes of BOOL are neither 0 nor 1; they were copied",
+                t.odd_bools
             ));
         }
     }
     out
+}
+
+fn refuse_overflow(report: &Report) -> Result<()> {
+    let mut odd = report.tensors.iter().filter(|t| t.non_finite.made_here > 0);
+    let Some(first) = odd.next() else { return Ok(()) };
+    Err(Error::Overflow {
+        count: report.totals.non_finite_made_here,
+        tensors: 1 + odd.count() as u64,
+        tensor: first.name.clone(),
+        dtype: first.dtype.name(),
+        element: first.non_finite.made_here_first.unwrap_or(0),
+    })
 }
 
 fn refuse_non_finite(report: &Report) -> Result<()> {
@@ -294,4 +342,54 @@ fn refuse_non_finite(report: &Report) -> Result<()> {
         tensor: first.name.clone(),
         element: first.non_finite.first.unwrap_or(0),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::plan::recipe::Recipe;
+
+    fn write(path: &Path, names: &[&str]) {
+        const LEN: usize = 1 << 20;
+        let mut header = serde_json::Map::new();
+        for (at, name) in names.iter().enumerate() {
+            let offsets = [at * LEN, (at + 1) * LEN];
+            let entry = serde_json::json!({"dtype": "F32", "shape": [LEN / 4], "data_offsets": offsets});
+            header.insert((*name).to_owned(), entry);
+        }
+        let header = serde_json::to_vec(&header).unwrap();
+        let data = vec![1; LEN * names.len()];
+        std::fs::write(path, [&(header.len() as u64).to_le_bytes(), &header[..], &data].concat()).unwrap();
+    }
+
+    #[test]
+    fn a_panic_in_a_worker_is_an_error_that_leaves_nothing() {
+        crate::error::keep_panics_short();
+        for at in 0..6 {
+            let dir = tempfile::tempdir().unwrap();
+            let mut names: Vec<String> = (0..6).map(|i| format!("t{i}")).collect();
+            names[at] = run::PANICS.to_owned();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            for model in ["base", "a", "b"] {
+                write(&dir.path().join(format!("{model}.safetensors")), &names);
+            }
+            let path = |name: &str| dir.path().join(name);
+            let recipe = serde_json::json!({
+                "method": "ties", "models": [{"path": path("a.safetensors")}, {"path": path("b.safetensors")}],
+                "base": path("base.safetensors"), "output": path("out.safetensors"), "output_kind": "file",
+                "threads": 3,
+            });
+            let (plan, models) = MergePlan::prepare(Recipe::from_json(&recipe.to_string()).unwrap()).unwrap();
+            let error = run(&plan, &models, &[], &Observer::default()).unwrap_err();
+            assert_eq!((error.code(), error.exit_code()), ("internal", 1));
+            let text = error.to_string();
+            assert!(
+                text.starts_with("internal error (a bug in rlmerge): asked to (") && text.contains("run.rs:"),
+                "{text}"
+            );
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3, "something was left behind");
+        }
+    }
 }

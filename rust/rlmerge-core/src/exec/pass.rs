@@ -73,6 +73,8 @@ impl Workers {
             .thread_name(|i| format!("rlmerge-{i}"))
             .build()
             .map_err(|e| Error::Threads { threads, message: e.to_string() })?;
+        // The allocator sets something aside for every thread that asks it for anything.
+        pool.broadcast(|_| drop(std::hint::black_box(Box::new(0u64))));
         Ok(Self { works: (0..threads).map(|_| Mutex::new(work())).collect(), pool })
     }
 

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::conflicts::Survey;
 use super::job::{Job, Look, Scope};
 use super::jobs::job;
+use super::memory;
 use super::norms::NormsJob;
 use super::observer::Observer;
 use super::pass::{TileId, TileMap, Workers};
@@ -35,6 +36,9 @@ pub const WHOLE_SAMPLE: u64 = SAMPLE_BLOCKS * SAMPLE_BLOCK;
 const SMALL_SELECTION: usize = 1 << 14;
 /// Tiles that are read ahead of each worker.
 const READ_AHEAD: u64 = 4;
+
+/// A tensor that makes a worker panic, in unit tests.
+pub const PANICS: &str = "a tensor that makes a worker panic";
 
 /// Tensors that go through all passes together.
 enum Batch {
@@ -109,12 +113,16 @@ impl<'a> Run<'a> {
         let longest = longest.max(CHUNK as u64) as usize;
         let threads = plan.threads.clamp(1, plan.tiles().max(1) as usize);
         let counters = (read * threads) as u64 * 16;
+        memory::ensure(plan.memory_bound() + threads as u64 * memory::STACK + memory::MARGIN)?;
+        let workers = Workers::start(threads, || Work::new(level, read, longest))?;
+        // Once more now that the allocator has taken what it takes for each thread.
+        memory::ensure(plan.memory_bound() + memory::MARGIN)?;
         let run = Self {
             plan,
             models,
             files,
             observer,
-            workers: Workers::start(threads, || Work::new(level, read, longest))?,
+            workers,
             map: TileMap::new(plan),
             statistics: Statistics::new(plan),
             factors: Vec::new(),
@@ -179,6 +187,7 @@ impl<'a> Run<'a> {
                 } else {
                     survey_alone(work, survey, &slice, id);
                 }
+                slice.check_intact()?;
                 slice.release();
                 self.observer.add_bytes(slice.source_bytes());
                 if id.index + 1 == tensor.tiles() {
@@ -207,6 +216,7 @@ impl<'a> Run<'a> {
                     let slice = Slice::tile(self.plan, self.models, id);
                     slice.fetch(work, Look::Values)?;
                     slice.survey(work, scanning, id.ordinal, partial);
+                    slice.check_intact()?;
                     slice.release();
                     self.observer.add_bytes(slice.source_bytes());
                     Ok(())
@@ -589,6 +599,7 @@ impl<'a> Run<'a> {
                     if folds {
                         turnstile.in_turn(id.ordinal, given_up, || scanning.fold(&mut partial.folding))?;
                     }
+                    slice.check_intact()?;
                     if !keep_pages {
                         slice.release();
                     }
@@ -658,6 +669,7 @@ impl<'a> Run<'a> {
             let sums = slice.measure(work, job, order)?;
             measured.lock().unwrap_or_else(PoisonError::into_inner).push((id.ordinal, sums));
         }
+        slice.check_intact()?;
         slice.release();
         self.observer.add_bytes(slice.source_bytes());
         Ok(())
@@ -665,7 +677,9 @@ impl<'a> Run<'a> {
 
     /// Hashes and writes a tile, starts its way to the disk, and gives its sources back to the kernel.
     fn put(&self, slice: &Slice<'_>, id: TileId, bytes: &[u8], mut stats: TileStats) -> Result<()> {
+        assert!(!cfg!(test) || slice.tensor.name != PANICS, "asked to");
         slice.hash(bytes, &mut stats);
+        slice.check_intact()?;
         let file = &self.files[slice.tensor.shard];
         let offset = slice.tensor.offset + slice.output_offset();
         file.write_all_at(bytes, offset)?;
@@ -674,6 +688,7 @@ impl<'a> Run<'a> {
         slice.release();
         self.observer.add_bytes(slice.source_bytes());
         if self.statistics.add(self.plan, id.tensor, id.index, stats) {
+            slice.check_unchanged()?;
             self.observer.add_tensor();
         }
         Ok(())

@@ -19,12 +19,18 @@ pub struct TileStats {
     pub square: Option<f64>,
     /// Squared norm for each model that was read: of its delta, or of its values without a base.
     pub squares: Vec<f64>,
-    /// Non-finite values of each model that was read.
-    pub non_finite_inputs: Vec<u64>,
+    /// Number of non-finite values of each model that was read, and the tensor's index of the first.
+    pub non_finite_inputs: Vec<(u64, Option<u64>)>,
     /// Non-finite values of the output.
     pub non_finite: u64,
     /// Index in the tensor of the first one.
     pub first_non_finite: Option<u64>,
+    /// Those of them whose sources are all finite, and the index of the first.
+    pub made_here: (u64, Option<u64>),
+    /// Values that were cut off at the largest of the dtype.
+    pub clamped: u64,
+    /// Bytes of a tensor of truth values that are neither 0 nor 1.
+    pub odd_bools: u64,
     /// Whether the tile was copied.
     pub copied: bool,
     /// Bits of all tasks, until they are written.
@@ -77,6 +83,7 @@ impl Statistics {
         totals.tensors_copied += u64::from(report.action == "copied");
         totals.non_finite_inputs += report.non_finite.inputs.iter().sum::<u64>();
         totals.non_finite_output += report.non_finite.output;
+        totals.non_finite_made_here += report.non_finite.made_here;
         *self.done[tensor].lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
         true
     }
@@ -102,10 +109,13 @@ fn summarise(plan: &MergePlan, tensor: &PlannedTensor, tiles: &[TileStats]) -> T
         }
         norm.filter(|_| tiles[0].squares.len() > at).map(|_| Norm(sum(&|t| t.squares[at]).sqrt()))
     };
-    let inputs = (0..plan.models.len()).map(|model| {
+    let inputs = |model: usize| {
         let at = read.iter().position(|m| *m == model);
-        at.map_or(0, |at| tiles.iter().map(|t| t.non_finite_inputs.get(at).copied().unwrap_or(0)).sum())
-    });
+        let found = |t: &TileStats| at.and_then(|at| t.non_finite_inputs.get(at).copied());
+        let count: u64 = tiles.iter().filter_map(found).map(|(count, _)| count).sum();
+        (count, tiles.iter().filter_map(found).find_map(|(_, first)| first))
+    };
+    let (inputs, input_first): (Vec<u64>, Vec<Option<u64>>) = (0..plan.models.len()).map(inputs).unzip();
     let chaining: Vec<ChainingValue> = tiles.iter().map(|t| t.chaining).collect();
     let hashes = |of: &dyn Fn(&TileStats) -> &[Part]| -> Vec<String> {
         (0..of(&tiles[0]).len()).map(|at| digest::whole(tiles.iter().map(|t| &of(t)[at]))).collect()
@@ -120,10 +130,15 @@ fn summarise(plan: &MergePlan, tensor: &PlannedTensor, tiles: &[TileStats]) -> T
         norm,
         expert_norms: (first_expert..plan.models.len()).map(expert_norm).collect(),
         non_finite: NonFiniteCounts {
-            inputs: inputs.collect(),
+            inputs,
+            input_first,
             output: tiles.iter().map(|t| t.non_finite).sum(),
             first: tiles.iter().find_map(|t| t.first_non_finite),
+            made_here: tiles.iter().map(|t| t.made_here.0).sum(),
+            made_here_first: tiles.iter().find_map(|t| t.made_here.1),
+            clamped: tiles.iter().map(|t| t.clamped).sum(),
         },
+        odd_bools: tiles.iter().map(|t| t.odd_bools).sum(),
         mask_blake3: hashes(&|t| &t.mark_parts),
         source_blake3: hashes(&|t| &t.source_parts),
         sums: (0..tiles[0].sums.len()).map(|at| sum(&|t| t.sums[at])).collect(),

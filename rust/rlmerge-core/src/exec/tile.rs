@@ -6,14 +6,15 @@ use super::job::{Chunk, Job, Look, Partial, Scratch, Ties};
 use super::pass::TileId;
 use super::stats::TileStats;
 use super::turnstile::Turnstile;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::kernel::lanes::{self, Lanes};
 use crate::kernel::level::prefetch;
 use crate::kernel::values::Values;
 use crate::kernel::{CHUNK, Level, combine, convert};
-use crate::plan::recipe::Io;
+use crate::plan::recipe::{Io, OnOverflow};
 use crate::plan::{Action, MergePlan, PlannedTensor, Source, TILE_BYTES, TILE_ELEMENTS, marks};
-use crate::shard::{Change, Checkpoint, Shard};
+use crate::shard::{Change, Checkpoint, Mapping, Shard};
 
 /// Elements between the chunk in work and the one brought into the cache.
 const PREFETCH: usize = 2 * CHUNK;
@@ -70,6 +71,8 @@ pub struct Slice<'a> {
     tasks: usize,
     /// Number of models whose bytes get a checksum.
     hashed: usize,
+    /// Where finite values are cut off, if they are.
+    limit: Option<f64>,
     modified: Modified<'a>,
 }
 
@@ -116,6 +119,8 @@ impl<'a> Slice<'a> {
         };
         let (tasks, hashed) = (plan.mark_rows(tensor), plan.hashed_models());
         let (chunk, modified) = (plan.chunk(tensor), Modified::NOT);
+        let clamps = plan.recipe.on_overflow == OnOverflow::Clamp;
+        let limit = tensor.dtype.largest().filter(|_| clamps);
         Self {
             tensor,
             index,
@@ -130,6 +135,7 @@ impl<'a> Slice<'a> {
             to,
             tasks,
             hashed,
+            limit,
             modified,
         }
     }
@@ -190,6 +196,14 @@ impl<'a> Slice<'a> {
         &checkpoint.shards()[self.tensor.sources[model].shard]
     }
 
+    /// The memory map that model `at` is read through, if it is.
+    fn mapping(&self, at: usize) -> Option<&'a Mapping> {
+        match self.io {
+            Io::Pread => None,
+            Io::Mmap => self.shard(at).mapping(),
+        }
+    }
+
     /// Whether the delta of model `at` from the first is a change that is known by itself, and all that is looked at.
     fn is_known(&self, at: usize, look: Look) -> bool {
         let source = self.source(at);
@@ -208,7 +222,7 @@ impl<'a> Slice<'a> {
     /// Brings the bytes that are looked at to hand: into the worker's buffers, or into the memory map.
     ///
     /// # Errors
-    /// [`Error::InputChanged`] or [`Error::Io`] with the file.
+    /// [`Error::InputShrank`], [`Error::InputChanged`] or [`Error::ReadFailed`] with file and tensor.
     pub fn fetch(&self, work: &mut Work, look: Look) -> Result<()> {
         if work.inputs.len() < self.models.len() {
             work.inputs.resize(self.models.len(), Vec::new());
@@ -216,15 +230,19 @@ impl<'a> Slice<'a> {
         let places = self.places().take(if self.needs_no_bytes(look) { 0 } else { self.models.len() });
         for at in places {
             let (begin, end) = self.range(at);
-            match self.io {
-                Io::Pread => {
+            match self.mapping(at) {
+                None => {
                     let buffer = &mut work.inputs[at];
                     buffer.resize((end - begin) as usize, 0);
-                    self.shard(at).read_at(begin, buffer)?;
+                    self.shard(at).read_at(begin, buffer).map_err(|e| e.in_tensor(&self.tensor.name))?;
                 }
-                // Without the call (Linux before 5.14) pages come by faults.
-                Io::Mmap if !self.shard(at).populate(begin, end) => self.shard(at).verify_unchanged()?,
-                Io::Mmap => {}
+                // Without the call (Linux before 5.14) pages come by faults; the guard of the mapping tells of those
+                // that were not there.
+                Some(mapping) => {
+                    if !mapping.populate(begin, end) {
+                        self.shard(at).check_length(begin).map_err(|e| e.in_tensor(&self.tensor.name))?;
+                    }
+                }
             }
         }
         for (at, (checkpoint, model)) in self.models.iter().enumerate() {
@@ -242,13 +260,37 @@ impl<'a> Slice<'a> {
         'a: 'w,
     {
         let at = self.shared[at];
-        match self.io {
-            Io::Pread => &inputs[at],
-            Io::Mmap => {
+        match self.mapping(at) {
+            None => &inputs[at],
+            Some(mapping) => {
                 let (begin, end) = self.range(at);
-                self.shard(at).bytes(begin, end)
+                mapping.bytes(begin, end)
             }
         }
+    }
+
+    /// Refuses what was read through a map whose file shrank meanwhile: it has shown zeros there.
+    ///
+    /// # Errors
+    /// [`Error::InputShrank`] with file and tensor.
+    pub fn check_intact(&self) -> Result<()> {
+        if self.io == Io::Mmap {
+            for at in self.places() {
+                let begin = self.range(at).0;
+                self.shard(at).check_intact(begin).map_err(|e| e.in_tensor(&self.tensor.name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses files that are not what they were, after the last byte of the tensor: hours before the end, perhaps.
+    ///
+    /// # Errors
+    /// [`Error::InputShrank`] or [`Error::InputChanged`].
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.places().try_for_each(|at| {
+            self.shard(at).check_length(self.range(at).0).map_err(|e| e.in_tensor(&self.tensor.name))
+        })
     }
 
     /// Where the last group that reaches into the slice ends.
@@ -263,10 +305,10 @@ impl<'a> Slice<'a> {
 
     /// Gives mapped pages back to the kernel.
     pub fn release(&self) {
-        if self.io == Io::Mmap {
-            for at in self.places() {
+        for at in self.places() {
+            if let Some(mapping) = self.mapping(at) {
                 let (begin, end) = self.range(at);
-                self.shard(at).release(begin, end);
+                mapping.release(begin, end);
             }
         }
     }
@@ -335,7 +377,7 @@ impl<'a> Slice<'a> {
             let bytes = self.bytes(&work.inputs, at);
             let reach = self.reach(at).0;
             let begin = (first - reach) as usize * size;
-            if self.io == Io::Mmap {
+            if self.mapping(at).is_some() {
                 let soon = (begin + PREFETCH * size).min(bytes.len());
                 prefetch(&bytes[soon..(soon + len * size).min(bytes.len())]);
             }
@@ -399,7 +441,7 @@ impl<'a> Slice<'a> {
         // Ties are counted for copied tiles too: later tiles must know of them.
         let ties = self.share_ties(work, job, order)?;
         work.scratch.begin_marks(self.tasks);
-        let sources = self.source_parts(&work.inputs);
+        let sources = self.source_parts(work);
         let (bytes, mut stats) = if self.tensor.action == Action::Copy
             || (job.keeps_common_values() && self.is_common(&work.inputs))
         {
@@ -412,11 +454,11 @@ impl<'a> Slice<'a> {
     }
 
     /// What the tile adds to the checksums of the first models.
-    fn source_parts(&self, inputs: &[Vec<u8>]) -> Vec<Part> {
+    pub fn source_parts(&self, work: &Work) -> Vec<Part> {
         let of = |(at, _): (usize, &(&Checkpoint, usize))| {
             let size = self.size(at);
-            let begin = ((self.first - self.from) * size) as usize;
-            let bytes = &self.bytes(inputs, at)[begin..begin + (self.len * size) as usize];
+            let begin = ((self.first - self.reach(at).0) * size) as usize;
+            let bytes = &self.bytes(&work.inputs, at)[begin..begin + (self.len * size) as usize];
             digest::part(bytes, self.first * size, self.tensor.tiles() == 1)
         };
         let wanted = self.models.iter().enumerate().filter(|(_, (_, model))| *model < self.hashed);
@@ -454,11 +496,11 @@ impl<'a> Slice<'a> {
         // Without a base the norm of each model is that of the common values; with one, deltas are zero.
         let has_base = self.tensor.action == Action::Compute && models > 1;
         stats.squares = vec![if has_base { 0.0 } else { square }; models];
-        stats.non_finite_inputs = vec![0; models];
+        stats.non_finite_inputs = vec![(0, None); models];
         if !square.is_finite() {
-            let (count, first) = self.count_non_finite(work, 0);
-            (stats.non_finite, stats.first_non_finite) = (count, first);
-            stats.non_finite_inputs = vec![count; models];
+            let found = self.count_non_finite(work, 0);
+            (stats.non_finite, stats.first_non_finite) = found;
+            stats.non_finite_inputs = vec![found; models];
         }
         (stats.marks, stats.sums) = work.scratch.end_marks(self.len);
         let size = self.size(0) as usize;
@@ -474,12 +516,15 @@ impl<'a> Slice<'a> {
         bytes.resize(self.len as usize * size, 0);
         work.squares.fill(Lanes::default());
         let mut square = Lanes::default();
-        let mut done = 0;
+        let (mut done, mut clamped) = (0, 0);
         self.for_chunks(work, Span::Touching, Look::of_apply(job), |chunk, squares| {
             job.apply(chunk, &mut ties, squares);
             self.scale_change(chunk);
             let len = chunk.inner.len();
             let out = &mut bytes[done * size..(done + len) * size];
+            if let Some(limit) = self.limit {
+                clamped += clamp(&mut chunk.scratch.out[chunk.inner.clone()], limit);
+            }
             // Statistics are of what is stored, after rounding.
             convert::encode(level, dtype, &chunk.scratch.out[chunk.inner.clone()], out, &mut square);
             done += len;
@@ -487,12 +532,13 @@ impl<'a> Slice<'a> {
         let square = lanes::total(&square);
         let mut stats = TileStats::copied(Some(square));
         stats.copied = false;
+        stats.clamped = clamped;
         stats.squares = work.squares[..self.models.len()].iter().map(lanes::total).collect();
-        stats.non_finite_inputs = vec![0; self.models.len()];
+        stats.non_finite_inputs = vec![(0, None); self.models.len()];
         if !square.is_finite() {
             let mut at = 0;
             for part in bytes.chunks(CHUNK * size) {
-                written.load(level, dtype, part, part.len() / size, dtype == crate::dtype::DType::F64);
+                written.load(level, dtype, part, part.len() / size, dtype == DType::F64);
                 if let (None, Some(i)) = (stats.first_non_finite, written.first_non_finite()) {
                     stats.first_non_finite = Some(self.first + at + i as u64);
                 }
@@ -503,8 +549,11 @@ impl<'a> Slice<'a> {
         // Finite squares of deltas mean finite inputs, so inputs are counted only when something is odd.
         if !square.is_finite() || stats.squares.iter().any(|s| !s.is_finite()) {
             for at in 0..self.models.len() {
-                stats.non_finite_inputs[at] = self.count_non_finite(work, at).0;
+                stats.non_finite_inputs[at] = self.count_non_finite(work, at);
             }
+        }
+        if stats.non_finite > 0 {
+            stats.made_here = self.count_made_here(work, &bytes);
         }
         (work.bytes, work.written) = (bytes, written);
         (stats.marks, stats.sums) = work.scratch.end_marks(self.len);
@@ -562,6 +611,28 @@ impl<'a> Slice<'a> {
         (count, first)
     }
 
+    /// Number of non-finite values of the output whose sources are all finite, and the tensor's index of the first:
+    /// overflows of the output's dtype or of a method's arithmetic.
+    fn count_made_here(&self, work: &mut Work, bytes: &[u8]) -> (u64, Option<u64>) {
+        let dtype = self.tensor.dtype;
+        let size = (dtype.bits() / 8) as usize;
+        let (level, mut written, mut done) = (work.level, Values::default(), 0);
+        let (mut count, mut first) = (0, None);
+        self.for_chunks(work, Span::Elements, Look::Values, |chunk, _| {
+            let part = &bytes[done * size..(done + chunk.len) * size];
+            written.load(level, dtype, part, chunk.len, dtype == DType::F64);
+            done += chunk.len;
+            if written.first_non_finite().is_some() {
+                let output = written.to_f64();
+                let sources: Vec<Vec<f64>> = chunk.values.iter().map(Values::to_f64).collect();
+                let made = |i: &usize| !output[*i].is_finite() && sources.iter().all(|s| s[*i].is_finite());
+                count += (0..chunk.len).filter(made).count() as u64;
+                first = first.or_else(|| (0..chunk.len).find(made).map(|i| chunk.first + i as u64));
+            }
+        });
+        (count, first)
+    }
+
     /// The bytes of a tile without arithmetic, which must be the same in all models.
     pub fn compare<'w>(&self, work: &'w Work) -> Result<(&'w [u8], TileStats)>
     where
@@ -582,7 +653,10 @@ impl<'a> Slice<'a> {
             }
         }
         let mut stats = TileStats::copied(None);
-        stats.source_parts = self.source_parts(&work.inputs);
+        if self.tensor.dtype == DType::Bool {
+            stats.odd_bools = bytes.iter().filter(|byte| **byte > 1).count() as u64;
+        }
+        stats.source_parts = self.source_parts(work);
         Ok((bytes, stats))
     }
 
@@ -614,6 +688,18 @@ impl<'a> Slice<'a> {
     }
 }
 
+/// Cuts finite values off at a largest magnitude. Gives how many.
+fn clamp(values: &mut [f64], limit: f64) -> u64 {
+    let mut count = 0;
+    for value in values {
+        if value.is_finite() && value.abs() > limit {
+            *value = limit.copysign(*value);
+            count += 1;
+        }
+    }
+    count
+}
+
 impl TileStats {
     fn copied(square: Option<f64>) -> Self {
         Self {
@@ -624,6 +710,9 @@ impl TileStats {
             non_finite_inputs: Vec::new(),
             non_finite: 0,
             first_non_finite: None,
+            made_here: (0, None),
+            clamped: 0,
+            odd_bools: 0,
             copied: true,
             marks: Vec::new(),
             mark_parts: Vec::new(),

@@ -23,6 +23,7 @@ pub mod naive;
 pub mod neurons;
 pub mod pair;
 pub mod philox;
+pub mod plain_floats;
 pub mod ranks;
 pub mod resmerge;
 pub mod rivals;
@@ -34,6 +35,7 @@ pub mod stats;
 pub mod values;
 
 pub use level::Level;
+pub use plain_floats::PlainFloats;
 
 /// Elements worked on at a time. A multiple of the 16 lanes of reductions and of the 64 elements
 /// that the random masks make at once.

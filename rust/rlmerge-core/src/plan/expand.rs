@@ -245,6 +245,10 @@ impl MergePlan {
             durability: request.durability,
             force: request.force,
             strict: false,
+            on_overflow: super::recipe::OnOverflow::default(),
+            int_from: None,
+            verify_inputs: false,
+            no_symlinks: false,
             modifiers: super::modifiers::Modifiers::default(),
         };
         let settings = Settings {

@@ -179,6 +179,9 @@ impl MergePlan {
     /// Number of models, the first ones, whose tensors get a checksum besides those of the output.
     #[must_use]
     pub fn hashed_models(&self) -> usize {
+        if self.recipe.verify_inputs {
+            return self.models.len() + self.statistics.len();
+        }
         match (&self.marks, &self.expected) {
             (_, Some(_)) => 2,
             (Some(_), _) => 1,

@@ -23,11 +23,11 @@ use serde_json::json;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::shard::{Change, Checkpoint, ConfigFacts, FileIdentity, Kind, Parts, Tensor};
+use crate::shard::{Change, Checkpoint, ConfigFacts, FileIdentity, Kind, Parts, Tensor, refuse_links};
 use family::{Passes, Program, Setup, deltas, linear};
 use layout::{Item, Layout};
 use modifiers::{Alpha, MatchScope, Treatment};
-use recipe::{OutputForm, Recipe, Settings};
+use recipe::{IntFrom, Named, OutputForm, Recipe, Settings};
 
 /// Elements in a tile of a tensor with arithmetic: the unit of work, of reductions and of checksums.
 /// A power of two, so that checksums of tiles combine into the BLAKE3 of the tensor.
@@ -152,6 +152,8 @@ pub struct StatisticToCheck<'a> {
 pub struct PlannedShard {
     /// Its path.
     pub path: PathBuf,
+    /// Where that leads, if it is a symbolic link.
+    pub real_path: Option<PathBuf>,
     /// Device, inode, size and times.
     pub identity: FileIdentity,
     /// BLAKE3 of its header.
@@ -257,6 +259,9 @@ impl MergePlan {
             let paths = settings.words(statistic.parameter);
             statistics = paths.iter().map(|p| Checkpoint::open(p.as_ref())).collect::<Result<_>>()?;
         }
+        if recipe.no_symlinks {
+            models.iter().chain(&statistics).try_for_each(refuse_links)?;
+        }
         let experts = recipe.models.len();
         // One expert in full measure is copied, unless its delta is to be scaled by depth.
         let program = match program {
@@ -272,6 +277,7 @@ impl MergePlan {
             Program::copy(0),
         ];
         recipe.modifiers.check_experts(&programs[Treatment::Merge as usize].family().models())?;
+        recipe.check_int_from(programs[Treatment::Merge as usize].family().marks().is_some())?;
         let plan = Self::new(recipe, settings, programs, dtype, &models, &statistics)?;
         Ok((plan, models.into_iter().chain(statistics).collect()))
     }
@@ -464,11 +470,19 @@ impl MergePlan {
         statistics::shape(&statistic, tensor)?.last().copied()
     }
 
+    /// The model whose tensors without arithmetic are taken, if it is said.
+    fn int_from(&self) -> Option<usize> {
+        self.recipe.int_from.map(|from| match from {
+            IntFrom::Named(Named::Base) => 0,
+            IntFrom::Expert(number) => number - 1 + usize::from(self.base.is_some()),
+        })
+    }
+
     /// The models whose bytes a tensor needs.
     #[must_use]
     pub fn read_models(&self, tensor: &PlannedTensor) -> Vec<usize> {
         match tensor.action {
-            Action::Compare => (0..self.models.len()).collect(),
+            Action::Compare => self.int_from().map_or_else(|| (0..self.models.len()).collect(), |m| vec![m]),
             Action::Compute | Action::Copy => self.program(tensor).family().models(),
         }
     }
@@ -638,6 +652,7 @@ fn planned_model(model: &Checkpoint) -> PlannedModel {
             .iter()
             .map(|s| PlannedShard {
                 path: s.path.clone(),
+                real_path: s.real_path.clone(),
                 identity: s.identity,
                 header_blake3: s.header_blake3.clone(),
             })

@@ -42,6 +42,37 @@ pub enum Io {
     Mmap,
 }
 
+/// Whose tensors without arithmetic are taken where models differ in them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum IntFrom {
+    /// Not an expert's.
+    Named(Named),
+    /// Those of this expert, counted from 1.
+    Expert(usize),
+}
+
+/// A model that is called by what it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Named {
+    /// The base.
+    Base,
+}
+
+/// What becomes of a finite value that the output's dtype cannot hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnOverflow {
+    /// What rounding makes of it: infinity, or NaN in `F8_E4M3`. It is counted and warned of.
+    #[default]
+    Inf,
+    /// Nothing is published.
+    Error,
+    /// The largest value of its sign.
+    Clamp,
+}
+
 /// What an interruption of the system, such as a power cut, can do to an output that was reported as done. An
 /// interruption of the process never shows half an output, whichever it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -124,6 +155,18 @@ pub struct Recipe {
     /// Whether NaN or infinity in the output is an error.
     #[serde(default)]
     pub strict: bool,
+    /// What becomes of values that the output's dtype cannot hold.
+    #[serde(default)]
+    pub on_overflow: OnOverflow,
+    /// Whose integers, truth values and other tensors without arithmetic are taken; they must be equal when absent.
+    #[serde(default)]
+    pub int_from: Option<IntFrom>,
+    /// Whether every input tensor is read a second time before anything is published.
+    #[serde(default)]
+    pub verify_inputs: bool,
+    /// Whether models that are, or hold, symbolic links are refused.
+    #[serde(default)]
+    pub no_symlinks: bool,
 }
 
 fn paper() -> Compat {
@@ -138,6 +181,30 @@ fn five_gigabytes() -> u64 {
 const MAX_THREADS: usize = 1024;
 
 impl Recipe {
+    /// Checks that there is such a model as `int_from` names; `masked` when a base is to be rebuilt from the output.
+    ///
+    /// # Errors
+    /// [`Error::RecipeInvalid`].
+    pub fn check_int_from(&self, masked: bool) -> Result<()> {
+        let message = match self.int_from {
+            None => return Ok(()),
+            Some(_) if masked => {
+                format!(
+                    "`int_from` and method `{}`: what is rebuilt needs them equal in all models",
+                    self.method
+                )
+            }
+            Some(IntFrom::Named(Named::Base)) if self.base.is_none() => {
+                "`int_from` says base, but there is none".into()
+            }
+            Some(IntFrom::Expert(number)) if !(1..=self.models.len()).contains(&number) => {
+                format!("`int_from` names expert {number} of {}; they count from 1", self.models.len())
+            }
+            Some(_) => return Ok(()),
+        };
+        Err(Error::RecipeInvalid { message })
+    }
+
     /// Reads a recipe from JSON.
     ///
     /// # Errors

@@ -7,13 +7,17 @@ use super::{Action, MergePlan, PlannedModel, PlannedShard};
 /// The files of a model.
 fn shards(model: &PlannedModel) -> Value {
     let shard = |s: &PlannedShard| {
-        json!({
+        let mut facts = json!({
             "path": s.path,
             "bytes": s.identity.size,
             "mtime_ns": s.identity.mtime_ns,
             "inode": s.identity.ino,
             "header_blake3": s.header_blake3,
-        })
+        });
+        if let Some(real) = &s.real_path {
+            facts["real_path"] = json!(real);
+        }
+        facts
     };
     model.shards.iter().map(shard).collect()
 }
@@ -74,6 +78,9 @@ impl MergePlan {
             "threads": self.threads,
             "io": recipe.io,
             "durability": recipe.durability,
+            "on_overflow": recipe.on_overflow,
+            "int_from": recipe.int_from,
+            "verify_inputs": recipe.verify_inputs,
             "parameters": self.settings.global,
             "modifiers": recipe.modifiers,
             "base": self.base,

@@ -22,10 +22,24 @@ impl Serialize for Norm {
 pub struct NonFiniteCounts {
     /// In each model, base first; only models that were read count.
     pub inputs: Vec<u64>,
+    /// Flat index of the first one in each model.
+    pub input_first: Vec<Option<u64>>,
     /// In the output.
     pub output: u64,
     /// Flat index of the first one in the output.
     pub first: Option<u64>,
+    /// Those of the output whose sources are all finite: overflows, made by the merge itself.
+    pub made_here: u64,
+    /// Flat index of the first one of these.
+    pub made_here_first: Option<u64>,
+    /// Finite values that were cut off at the largest one of the dtype, where the recipe asks for it.
+    pub clamped: u64,
+}
+
+/// Whether a count is not worth a line; by reference, as serde hands it over.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+const fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// One tensor of the output.
@@ -50,6 +64,9 @@ pub struct TensorReport {
     pub expert_norms: Vec<Option<Norm>>,
     /// NaN and infinite values.
     pub non_finite: NonFiniteCounts,
+    /// Bytes of a tensor of truth values that are neither 0 nor 1; copied as they are.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub odd_bools: u64,
     /// BLAKE3 of each task's bits in the file of masks.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mask_blake3: Vec<String>,
@@ -116,6 +133,8 @@ pub struct Totals {
     pub non_finite_inputs: u64,
     /// Non-finite values of the output.
     pub non_finite_output: u64,
+    /// Those of them that the merge made out of finite values.
+    pub non_finite_made_here: u64,
 }
 
 /// The report of a merge. Equal inputs and recipes give equal reports: it holds no clock.

@@ -66,7 +66,7 @@ impl Tensor {
     }
 }
 
-/// All shards of one model, open and mapped, with a table of their tensors.
+/// All shards of one model, open, with a table of their tensors.
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
@@ -238,11 +238,14 @@ impl Checkpoint {
         &self.warnings
     }
 
-    /// The bytes of one of its tensors, in the mapping: unaligned, and read from disk when they are
-    /// looked at.
-    #[must_use]
-    pub fn bytes_of(&self, tensor: &Tensor) -> &[u8] {
-        self.shards[tensor.shard].bytes(tensor.begin, tensor.end)
+    /// A copy of the bytes of one of its tensors.
+    ///
+    /// # Errors
+    /// Those of [`Shard::read_at`], with the tensor.
+    pub fn bytes_of(&self, tensor: &Tensor) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; tensor.bytes() as usize];
+        self.shards[tensor.shard].read_at(tensor.begin, &mut bytes).map_err(|e| e.in_tensor(&tensor.name))?;
+        Ok(bytes)
     }
 
     /// Whether all shards are still what they were when they were opened.

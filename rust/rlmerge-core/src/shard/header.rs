@@ -23,6 +23,9 @@ pub const MAX_TENSORS: usize = 500_000;
 /// Most dimensions of a tensor; NumPy has the same limit.
 pub const MAX_RANK: usize = 64;
 
+/// Bytes of memory that a byte of header can ask for, at most: small entries of the table and of those made from it.
+const MEMORY: u64 = 20;
+
 /// Bytes of the length before the header.
 const PREFIX: u64 = 8;
 
@@ -126,13 +129,8 @@ fn read_bytes(file: &File, path: &Path, file_size: u64) -> Result<Vec<u8>> {
     let total =
         length.checked_add(PREFIX).and_then(|n| usize::try_from(n).ok()).ok_or_else(|| too_large(path))?;
     let mut bytes = Vec::new();
-    bytes.try_reserve_exact(total).map_err(|_| {
-        Error::io(
-            path,
-            "allocating memory for the header",
-            std::io::Error::from(std::io::ErrorKind::OutOfMemory),
-        )
-    })?;
+    bytes.try_reserve_exact(total).map_err(|_| Error::OutOfMemory { tried: length })?;
+    ensure_room(length)?;
     bytes.resize(total, 0);
     file.read_exact_at(&mut bytes, 0).map_err(|e| unreadable(path, file_size, e))?;
     // A writer between the two reads could otherwise give a header of another length.
@@ -140,6 +138,15 @@ fn read_bytes(file: &File, path: &Path, file_size: u64) -> Result<Vec<u8>> {
         return Err(Error::InputChanged { path: path.to_path_buf(), message: "header length".into() });
     }
     Ok(bytes)
+}
+
+/// Asks for the memory that parsing may take and gives it back: one failed allocation there would end the process.
+fn ensure_room(length: u64) -> Result<()> {
+    let tried = length.saturating_mul(MEMORY);
+    let mut room: Vec<u8> = Vec::new();
+    let refused = usize::try_from(tried).is_ok_and(|wanted| room.try_reserve_exact(wanted).is_err());
+    std::hint::black_box(room.as_ptr());
+    if refused { Err(Error::OutOfMemory { tried }) } else { Ok(()) }
 }
 
 fn unreadable(path: &Path, file_size: u64, e: std::io::Error) -> Error {

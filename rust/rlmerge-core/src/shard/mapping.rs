@@ -6,8 +6,11 @@
 )]
 
 use std::fs::File;
+use std::ptr::NonNull;
 
 use memmap2::{Advice, Mmap, UncheckedAdvice};
+
+use super::guard::Guard;
 
 /// Bytes around a fault that Linux maps together (`fault_around_bytes`, 64 KiB by default). Without
 /// counting them in, each tile would leave pages of its neighbours mapped behind the reading head.
@@ -15,11 +18,12 @@ const FAULT_AROUND: u64 = 1 << 16;
 
 /// A whole file, mapped read-only.
 ///
-/// Whoever truncates the file under the mapping makes the next read of the lost pages a SIGBUS; use
-/// [`populate`](Self::populate) to find out without one.
+/// Pages that are lost because the file was truncated read as zeros, and [`is_intact`](Self::is_intact) says so
+/// afterwards: whoever reads must ask before using what was read.
 #[derive(Debug)]
 pub struct Mapping {
-    /// `None` for an empty file: the system refuses to map nothing.
+    /// `None` for an empty file: the system refuses to map nothing. Dropped before the map that it guards.
+    guard: Option<Guard>,
     map: Option<Mmap>,
 }
 
@@ -27,16 +31,24 @@ impl Mapping {
     /// Maps the whole of `file` and says that it will be read in order. Reads nothing.
     pub(super) fn new(file: &File) -> std::io::Result<Self> {
         if file.metadata()?.len() == 0 {
-            return Ok(Self { map: None });
+            return Ok(Self { guard: None, map: None });
         }
         // SAFETY: the mapping is read-only. A `&[u8]` into it assumes that nobody writes to the file
         // meanwhile, which no process can enforce: `Shard::verify_unchanged` finds such writers before
         // anything is published, and no decision is ever taken twice on the same bytes (headers are
         // parsed from owned copies), so other bytes give other numbers and nothing worse.
         let map = unsafe { Mmap::map(file)? };
+        let start = NonNull::from(&map[..]).cast();
+        let guard = Guard::new(start, map.len()).ok_or(std::io::ErrorKind::ResourceBusy)?;
         // Advice only: a file system may not care, and reading works all the same.
         let _ = map.advise(Advice::Sequential);
-        Ok(Self { map: Some(map) })
+        Ok(Self { guard: Some(guard), map: Some(map) })
+    }
+
+    /// Whether every page that was read so far was there; one that was not has shown zeros.
+    #[must_use]
+    pub fn is_intact(&self) -> bool {
+        self.guard.as_ref().is_none_or(|guard| !guard.lost())
     }
 
     /// Length of the mapping in bytes.
@@ -126,5 +138,22 @@ mod tests {
         let (file, mapping) = mapped(&[1; 100_000]);
         file.as_file().set_len(10).unwrap();
         assert!(!mapping.populate(50_000, 60_000) && mapping.populate(0, 10));
+    }
+
+    #[test]
+    fn lost_pages_read_as_zeros_and_are_told() {
+        let (file, mapping) = mapped(&[1; 100_000]);
+        let (_other_file, other) = mapped(&[2; 100_000]);
+        assert!(mapping.bytes(0, 100_000).iter().all(|b| *b == 1) && mapping.is_intact());
+        mapping.release(0, 100_000);
+        file.as_file().set_len(10).unwrap();
+        // The rest of the last page that the file still has reads as zeros without a signal.
+        assert_eq!(mapping.bytes(0, 11), [[1; 10].as_slice(), &[0]].concat());
+        assert!(mapping.bytes(99_000, 99_010) == [0; 10] && !mapping.is_intact());
+        assert!(mapping.bytes(50_000, 90_000).iter().all(|b| *b == 0));
+        assert!(other.is_intact() && other.bytes(99_999, 100_000) == [2]);
+        drop(mapping);
+        let (_file, again) = mapped(&[3; 100_000]);
+        assert!(again.is_intact() && again.bytes(70_000, 70_001) == [3], "a place in the table begins anew");
     }
 }

@@ -1,4 +1,5 @@
 //! What a file is that is not a safetensors file, told from its first bytes.
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::as_conversions)]
 
 /// How many first bytes are worth looking at.
 pub(super) const SNIFFED: usize = 512;

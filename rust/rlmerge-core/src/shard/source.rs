@@ -5,10 +5,13 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io::Read as _;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use serde::Serialize;
 
+use super::file_system::is_local;
 use super::header::{HeaderTensor, read_header};
+use super::links;
 use super::mapping::Mapping;
 use crate::error::{Error, Result, escape};
 
@@ -65,11 +68,13 @@ impl FileIdentity {
     }
 }
 
-/// One file of a checkpoint, held open and mapped.
+/// One file of a checkpoint, held open.
 #[derive(Debug)]
 pub struct Shard {
     /// Path by which it was opened.
     pub path: PathBuf,
+    /// Where that leads, if it is a symbolic link.
+    pub real_path: Option<PathBuf>,
     /// File name.
     pub name: String,
     /// The file as it was when it was opened.
@@ -81,56 +86,86 @@ pub struct Shard {
     /// `__metadata__` of the header.
     pub metadata: Option<BTreeMap<String, String>>,
     file: File,
-    mapping: Mapping,
+    /// Made when it is first asked for; `None` where the file must not or cannot be mapped.
+    mapping: OnceLock<Option<Mapping>>,
 }
 
 impl Shard {
-    /// Opens and maps a file and parses its header. Gives the shard, its tensors and its warnings.
+    /// Opens a file and parses its header. Gives the shard, its tensors and its warnings.
     pub(super) fn open(path: &Path) -> Result<(Self, Vec<HeaderTensor>, Vec<String>)> {
         let (file, identity) = open_regular(path)?;
         let header = read_header(&file, path, identity.size)?;
-        let mapping = Mapping::new(&file).map_err(|e| Error::io(path, "mapping", e))?;
-        if mapping.len() != identity.size {
-            let message = format!("from {} to {} bytes", identity.size, mapping.len());
-            return Err(Error::InputChanged { path: path.to_path_buf(), message });
-        }
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let shard = Self {
             path: path.to_path_buf(),
+            real_path: links::target(path),
             name,
             identity,
             data_start: header.data_start,
             header_blake3: header.blake3,
             metadata: header.metadata,
             file,
-            mapping,
+            mapping: OnceLock::new(),
         };
         Ok((shard, header.tensors, header.warnings))
     }
 
-    /// The bytes from offset `begin` to `end` of the file.
-    ///
-    /// # Panics
-    /// If the range is not inside the file; offsets of [`Tensor`](super::Tensor)s always are.
+    /// The whole file in memory, mapped on first use. `None` on a file system of another machine, where a lost page
+    /// or connection would be a signal instead of an error, and where the system refuses: read such a file with
+    /// [`read_at`](Self::read_at).
     #[must_use]
-    pub fn bytes(&self, begin: u64, end: u64) -> &[u8] {
-        self.mapping.bytes(begin, end)
+    pub fn mapping(&self) -> Option<&Mapping> {
+        let map = || {
+            let mapping = is_local(&self.file).then(|| Mapping::new(&self.file).ok()).flatten()?;
+            // A file that changed its length since it was opened is told of by whoever reads it.
+            (mapping.len() == self.identity.size).then_some(mapping)
+        };
+        self.mapping.get_or_init(map).as_ref()
     }
 
     /// Reads the bytes from offset `begin` on into `out`, by positional reads.
     ///
     /// # Errors
-    /// [`Error::InputChanged`] when the file has become too short, else [`Error::Io`].
+    /// [`Error::InputShrank`] when the file has become too short, else [`Error::ReadFailed`].
     pub fn read_at(&self, begin: u64, out: &mut [u8]) -> Result<()> {
-        self.file.read_exact_at(out, begin).map_err(|e| match (e.kind(), self.verify_unchanged()) {
-            (std::io::ErrorKind::UnexpectedEof, Err(changed)) => changed,
-            _ => Error::io(&self.path, "reading", e),
+        self.file.read_exact_at(out, begin).map_err(|source| {
+            if source.kind() == std::io::ErrorKind::UnexpectedEof
+                && let Some(shrank) = self.shrank(begin)
+            {
+                return shrank;
+            }
+            Error::ReadFailed { path: self.path.clone(), tensor: None, offset: begin, source }
         })
     }
 
-    /// See [`Mapping::release`].
-    pub fn release(&self, begin: u64, end: u64) {
-        self.mapping.release(begin, end);
+    /// Refuses a mapping that has shown zeros instead of the file. `begin` is where the reading began.
+    ///
+    /// # Errors
+    /// [`Error::InputShrank`].
+    pub fn check_intact(&self, begin: u64) -> Result<()> {
+        if self.mapping.get().and_then(Option::as_ref).is_none_or(Mapping::is_intact) {
+            return Ok(());
+        }
+        let grown_again = || Error::InputChanged {
+            path: self.path.clone(),
+            message: format!("pages behind byte {begin} were gone for a time"),
+        };
+        Err(self.shrank(begin).unwrap_or_else(grown_again))
+    }
+
+    /// Refuses a file that is not what it was; `begin` is where it could not be read.
+    ///
+    /// # Errors
+    /// [`Error::InputShrank`] when it is too short now, else as [`verify_unchanged`](Self::verify_unchanged).
+    pub fn check_length(&self, begin: u64) -> Result<()> {
+        self.shrank(begin).map_or_else(|| self.verify_unchanged(), Err)
+    }
+
+    /// The error for a file that is shorter than it was.
+    fn shrank(&self, offset: u64) -> Option<Error> {
+        let now = self.file.metadata().ok()?.len();
+        let (path, from) = (self.path.clone(), self.identity.size);
+        (now < from).then_some(Error::InputShrank { path, tensor: None, offset, from, now })
     }
 
     /// Asks the system to read `begin..end` ahead of use, however it is read then.
@@ -140,18 +175,13 @@ impl Shard {
         let _ = rustix::fs::fadvise(&self.file, begin, length, rustix::fs::Advice::WillNeed);
     }
 
-    /// See [`Mapping::populate`].
-    #[must_use]
-    pub fn populate(&self, begin: u64, end: u64) -> bool {
-        self.mapping.populate(begin, end)
-    }
-
     /// Whether the file is still what it was when it was opened. Replacing it by a rename or deleting
     /// it is no change: the open file lives on.
     ///
     /// # Errors
     /// [`Error::InputChanged`] with what changed.
     pub fn verify_unchanged(&self) -> Result<()> {
+        self.check_intact(self.data_start)?;
         let now = self.file.metadata().map_err(|e| Error::io(&self.path, "looking at the file", e))?;
         match self.identity.difference(&FileIdentity::of(&now)) {
             Some(message) => Err(Error::InputChanged { path: self.path.clone(), message }),
