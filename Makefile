@@ -95,6 +95,10 @@ test: setup ## Run all tests that need neither torch nor mergekit
 	$(CARGO) test --workspace --exclude rlmerge-py --locked
 	$(BIN)/python -m pytest tests --ignore=tests/interop --ignore=tests/parity
 
+.PHONY: test-kills
+test-kills: setup ## Kill 300 merges at random moments, go on with them, compare the bytes, print a table
+	$(BIN)/python -m tests.faults.kill_cycles --cycles 300
+
 .PHONY: test-torch
 test-torch: $(VENV_TORCH)/.rlmerge ## Run the tests against transformers and mergekit, and the study's (downloads several GB once)
 	$(VENV_TORCH)/bin/python -m pytest tests/interop tests/parity tests/study
@@ -120,9 +124,10 @@ stubs: setup ## Generate python/rlmerge/_core.pyi anew
 	$(STUBS) python
 
 .PHONY: docs
-docs: setup ## Write the table of methods into README.md and docs/
+docs: setup ## Write the tables of methods, statistics and diagnostics into README.md and docs/
 	$(BIN)/python scripts/write_method_tables.py
 	$(BIN)/python scripts/write_conflict_tables.py
+	$(BIN)/python scripts/write_diagnostic_table.py
 
 .PHONY: agreement
 agreement: $(VENV_TORCH)/.rlmerge ## Compare every method with mergekit's, and write docs/agreement.md

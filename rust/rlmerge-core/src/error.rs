@@ -273,6 +273,23 @@ pub enum Error {
         relation: &'static str,
     },
 
+    /// Another run is writing the same output.
+    #[error("{path}: another rlmerge (process {pid}) is writing it", path = show(path))]
+    OutputLocked {
+        /// The output.
+        path: PathBuf,
+        /// The process that made its stage.
+        pid: u32,
+    },
+    /// `--resume`, and what a killed run left is of another merge.
+    #[error("{path}: a killed run left this, and {message}; nothing was written", path = show(path))]
+    StageDiffers {
+        /// The stage.
+        path: PathBuf,
+        /// What is different.
+        message: String,
+    },
+
     // ---- numbers (exit 7) ----
     /// A reduction met NaN or infinity and has no value.
     #[error("tensor `{tensor}`: {message}", tensor = escape(tensor))]
@@ -350,6 +367,8 @@ impl Error {
             Self::OutputExists { .. } => "output_exists",
             Self::OutputNotReplaceable { .. } => "output_not_replaceable",
             Self::OutputIsInput { .. } => "output_is_input",
+            Self::OutputLocked { .. } => "output_locked",
+            Self::StageDiffers { .. } => "stage_differs",
             Self::NonFinite { .. } => "non_finite",
             Self::NonFiniteOutput { .. } => "non_finite_output",
             Self::ChecksumMismatch { .. } => "checksum_mismatch",
@@ -386,6 +405,8 @@ impl Error {
             | Self::OutputExists { path }
             | Self::OutputNotReplaceable { path, .. }
             | Self::OutputIsInput { path, .. }
+            | Self::OutputLocked { path, .. }
+            | Self::StageDiffers { path, .. }
             | Self::ChecksumMismatch { path, .. } => Some(path),
             _ => None,
         }
@@ -443,6 +464,11 @@ impl Error {
             Self::OutputExists { .. } => "choose another path with -o, or replace it with --force".into(),
             Self::OutputNotReplaceable { .. } => "choose another path with -o, or move away what is there".into(),
             Self::OutputIsInput { .. } => "choose another path with -o".into(),
+            Self::OutputLocked { .. } => "wait for it to end, or choose another path with -o".into(),
+            Self::StageDiffers { path, .. } => format!(
+                "run what was killed again as it was, or remove what it left with `rlmerge clean {}`",
+                path.parent().filter(|p| !p.as_os_str().is_empty()).map_or_else(|| ".".into(), show)
+            ),
             Self::Io { action: OPEN_PARENT, source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                 "create that folder first, or choose another path with -o".into()
             }
@@ -498,6 +524,8 @@ pub const CODES: &[(&str, u8, &str)] = &[
     ("output_exists", 6, "output"),
     ("output_not_replaceable", 6, "output"),
     ("output_is_input", 6, "output"),
+    ("output_locked", 6, "output"),
+    ("stage_differs", 6, "output"),
     ("non_finite", 7, "numerics"),
     ("non_finite_output", 7, "numerics"),
     ("checksum_mismatch", 8, "checkpoint"),

@@ -13,7 +13,9 @@ use rlmerge_core::kernel::Level;
 use rlmerge_core::plan::method::methods_json;
 use rlmerge_core::plan::recipe::Recipe;
 use rlmerge_core::plan::{ExpandRequest, MergePlan, ReportRequest};
+use rlmerge_core::report::verification::DIAGNOSTICS;
 use rlmerge_core::shard::{self, Checkpoint};
+use rlmerge_core::writer;
 use serde_json::{Value, json};
 
 use crate::enter::enter;
@@ -138,6 +140,56 @@ pub fn conflicts(
     })
 }
 
+/// Reads an output back against the report in its folder, or against the one in the file `manifest`. Returns what was
+/// found as JSON.
+#[pyfunction]
+#[pyo3(signature = (path, manifest = None, threads = None, progress = None))]
+pub fn verify(
+    py: Python<'_>,
+    path: PathBuf,
+    manifest: Option<PathBuf>,
+    threads: Option<usize>,
+    progress: Option<Bound<'_, PyAny>>,
+) -> PyResult<String> {
+    let observer = Observer::default();
+    let shared = &observer;
+    enter(py, &observer, progress.as_ref(), move || {
+        let started = Instant::now();
+        let found = exec::verify(&path, manifest.as_deref(), threads, shared)?;
+        let mut value =
+            serde_json::to_value(&found).map_err(|e| Error::Internal { message: e.to_string() })?;
+        if let Some(map) = value.as_object_mut() {
+            map.insert("elapsed_seconds".into(), started.elapsed().as_secs_f64().into());
+        }
+        Ok(value.to_string())
+    })
+}
+
+/// The closed list of what `verify` can find, as JSON.
+#[pyfunction]
+pub fn diagnostics() -> String {
+    json!(DIAGNOSTICS).to_string()
+}
+
+/// Removes the stages of killed runs in a folder, and those of an output; returns them as JSON.
+#[pyfunction]
+#[pyo3(signature = (path, dry_run = false))]
+pub fn clean(py: Python<'_>, path: PathBuf, dry_run: bool) -> PyResult<String> {
+    enter(py, &Observer::default(), None, move || {
+        let strays = writer::clean(&path, dry_run)?;
+        let list = strays.iter().map(|s| {
+            json!({
+                "path": s.path.to_string_lossy(),
+                "bytes": s.bytes,
+                "pid": s.pid,
+                "removed": s.kept.is_none() && !dry_run,
+                "kept": s.kept,
+            })
+        });
+        Ok(Value::from(list.collect::<Vec<_>>()).to_string())
+    })
+}
+
 fn run(
     inner: &(MergePlan, Vec<Checkpoint>),
     sidecars: &[Sidecar],
@@ -156,6 +208,7 @@ fn run(
         map.insert("elapsed_seconds".into(), started.elapsed().as_secs_f64().into());
         map.insert("bytes_read".into(), plan.bytes_to_read().into());
         map.insert("bytes_written".into(), plan.bytes_to_write().into());
+        map.insert("tensors_reused".into(), report.tensors_reused.into());
     }
     Ok(value.to_string())
 }

@@ -244,6 +244,7 @@ impl MergePlan {
             io: request.io,
             durability: request.durability,
             force: request.force,
+            resume: false,
             strict: false,
             modifiers: super::modifiers::Modifiers::default(),
         };

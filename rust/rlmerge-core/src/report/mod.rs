@@ -1,6 +1,7 @@
 //! What a merge did, as plain data (schema `rlmerge.report/1`).
 
 pub mod conflicts;
+pub mod verification;
 
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
@@ -138,4 +139,8 @@ pub struct Report {
     /// The file of masks, where the method writes one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub masks: Option<MarksReport>,
+    /// Tensors that an earlier run had finished. Not part of what is written: a run that went on with another one
+    /// writes the same bytes as one that was never broken.
+    #[serde(skip)]
+    pub tensors_reused: u64,
 }

@@ -30,4 +30,4 @@ pub use index::{Index, read_index};
 pub use inspect::inspect;
 pub use mapping::Mapping;
 pub use quantised::quantised;
-pub use source::{FileIdentity, Shard, read_report};
+pub use source::{FileIdentity, Shard, read_report, read_report_file};

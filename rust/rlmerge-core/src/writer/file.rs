@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{FallocateFlags, fallocate, ftruncate};
-use rustix::io::{Errno, pwrite, retry_on_intr};
+use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 
 use super::{space, sync, writeback};
 use crate::error::{Error, Result};
@@ -90,6 +90,27 @@ impl StagedFile {
             at += n as u64;
         }
         self.written.fetch_add(bytes.len() as u64, Relaxed);
+        Ok(())
+    }
+
+    /// Counts bytes as written that an earlier run wrote, and that were found to be what it said.
+    pub fn reuse(&self, bytes: u64) {
+        self.written.fetch_add(bytes, Relaxed);
+    }
+
+    /// Reads the bytes from `offset` on into all of `out`; only of a file that was [reopened](super::Stage::reopen).
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn read_all_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        let mut done = 0;
+        while done < out.len() {
+            match retry_on_intr(|| pread(&self.fd, &mut out[done..], offset + done as u64)) {
+                Ok(0) => return Err(Error::io(&self.path, "reading", std::io::ErrorKind::UnexpectedEof)),
+                Ok(n) => done += n,
+                Err(e) => return Err(Error::io(&self.path, "reading", e)),
+            }
+        }
         Ok(())
     }
 
