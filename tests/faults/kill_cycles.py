@@ -107,7 +107,10 @@ def table(method: str, result: dict) -> list[str]:
         *((f"killed: {name}", seen[name]) for name in names),
         ("ended before the kill", seen["ended before the kill"]),
         ("outputs, all compared", seen["outputs"]),
-        ("tensors of an output taken over, on average", f"{sum(reused) / max(len(reused), 1):.1f} of {result['tensors']}"),
+        (
+            "tensors of an output taken over, on average",
+            f"{sum(reused) / max(len(reused), 1):.1f} of {result['tensors']}",
+        ),
         ("wrong", len(result["wrong"])),
     ]
     return [f"| {name} | {value} |" for name, value in rows]

@@ -3,9 +3,9 @@
     python -m tests.faults.sweep
 
 Every row is one fault of one call, injected by strace at each place in turn until a run no longer meets it. After each
-run the output must be absent or whole, the inputs what they were, and only a stage may be left, if the row allows one; a
-plain run must then succeed, and so must `--resume` where a stage was left. Prints a table; exits with 1 when anything
-was otherwise. Needs strace.
+run the output must be absent or whole, the inputs what they were, and only a stage may be left, where the row allows
+one; `--resume` must then end with the same bytes. Prints a table; exits with 1 when anything was otherwise. Needs
+strace.
 """
 
 import argparse
@@ -90,9 +90,7 @@ def sweep(merge: Merge, row: Row, expected: str, most: int) -> tuple[int, list[s
     return most, wrong
 
 
-def _check(
-    merge: Merge, row: Row, run: subprocess.CompletedProcess, expected: str, at: int, *, met: bool
-) -> list[str]:
+def _check(merge: Merge, row: Row, run: subprocess.CompletedProcess, expected: str, at: int, *, met: bool) -> list[str]:
     wrong = []
     codes = row.codes if met else (0,)
     where = f"{row.name}, call {at}"

@@ -92,7 +92,9 @@ def test_what_another_merge_left_is_refused(merge, change):
     assert not merge.output.exists()
 
 
-@pytest.mark.parametrize("damage", ["bit", "journal cut", "journal garbage", "journal empty", "shard gone", "shard cut"])
+@pytest.mark.parametrize(
+    "damage", ["bit", "journal cut", "journal garbage", "journal empty", "shard gone", "shard cut"]
+)
 def test_what_was_damaged_is_done_again(merge, damage):
     stage = merge.leave_stage(records=3)
     journal = stage / "rlmerge.journal"

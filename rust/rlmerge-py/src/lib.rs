@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 mod _core {
     #[pymodule_export]
     use crate::api::{
-        Plan, build_info, clean, conflicts, diagnostics, errors, inspect, methods, prepare, prepare_expand, verify,
-        version,
+        Plan, build_info, clean, conflicts, diagnostics, errors, inspect, methods, prepare, prepare_expand,
+        verify, version,
     };
 }

@@ -164,11 +164,7 @@ fn restored(plan: &MergePlan, tensor: &PlannedTensor, record: Record) -> Finishe
             blake3: record.blake3,
             norm: norm(record.norm),
             expert_norms: record.expert_norms.into_iter().map(norm).collect(),
-            non_finite: NonFiniteCounts {
-                inputs: record.inputs,
-                output: record.output,
-                first: record.first,
-            },
+            non_finite: NonFiniteCounts { inputs: record.inputs, output: record.output, first: record.first },
             mask_blake3: record.masks,
             source_blake3: record.sources,
             sums: record.sums.into_iter().map(f64::from_bits).collect(),

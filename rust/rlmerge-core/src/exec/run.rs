@@ -469,7 +469,9 @@ impl<'a> Run<'a> {
             |work, (), id, _| {
                 let tensor = &self.plan.tensors[id.tensor];
                 // Those were dealt with before.
-                if tensor.action == Action::Compare || self.is_whole_model(tensor) || self.is_finished(id.tensor)
+                if tensor.action == Action::Compare
+                    || self.is_whole_model(tensor)
+                    || self.is_finished(id.tensor)
                 {
                     return Ok(());
                 }

@@ -316,7 +316,12 @@ impl<'a> Verifier<'a> {
         let masks = manifest.masks.as_ref().filter(|_| !self.single)?;
         let file = self.open(marks::FILE, masks.bytes, [found::MASKS_DAMAGED; 3])?;
         if file.shards()[0].header_blake3 != masks.header_blake3 {
-            self.find(found::MASKS_DAMAGED, marks::FILE, None, "its header is not the one that the merge wrote");
+            self.find(
+                found::MASKS_DAMAGED,
+                marks::FILE,
+                None,
+                "its header is not the one that the merge wrote",
+            );
             return None;
         }
         Some(file)
@@ -336,7 +341,8 @@ impl<'a> Verifier<'a> {
         let manifest = self.manifest;
         for entry in manifest.tensors.iter().filter(|t| !t.mask_blake3.is_empty()) {
             let tasks = entry.mask_blake3.len() as u64;
-            let Some(tensor) = masks.get(&marks::name(&entry.name)).filter(|t| t.shape.first() == Some(&tasks))
+            let Some(tensor) =
+                masks.get(&marks::name(&entry.name)).filter(|t| t.shape.first() == Some(&tasks))
             else {
                 self.find(found::MASKS_DAMAGED, marks::FILE, Some(&entry.name), "has no masks in the file");
                 continue;
@@ -362,7 +368,8 @@ impl<'a> Verifier<'a> {
                 "its bytes".to_owned(),
             ),
             Expected::Mask(entry, task) => {
-                let name = manifest.masks.as_ref().and_then(|m| m.tasks.get(*task)).map_or("", |t| t.name.as_str());
+                let name =
+                    manifest.masks.as_ref().and_then(|m| m.tasks.get(*task)).map_or("", |t| t.name.as_str());
                 (
                     found::MASKS_CHANGED,
                     marks::FILE,
@@ -445,7 +452,9 @@ impl<'a> Verifier<'a> {
     fn config(&mut self, whole: &Checkpoint) {
         const FILE: &str = "config.json";
         let Some(facts) = whole.config() else { return };
-        if self.manifest.plan.output.tie_word_embeddings == Some(false) && facts.tie_word_embeddings != Some(false) {
+        if self.manifest.plan.output.tie_word_embeddings == Some(false)
+            && facts.tie_word_embeddings != Some(false)
+        {
             let message = "`tie_word_embeddings` is not false, and the output has a head of its own";
             self.find(found::CONFIG_TIED, FILE, None, message);
         }
@@ -454,7 +463,8 @@ impl<'a> Verifier<'a> {
         let Ok(config) = serde_json::from_slice::<Value>(&text) else { return };
         let part = if config["text_config"].is_object() { &config["text_config"] } else { &config };
         let manifest = self.manifest;
-        let named = [&config, part].into_iter().find_map(|c| c["torch_dtype"].as_str().or(c["dtype"].as_str()));
+        let named =
+            [&config, part].into_iter().find_map(|c| c["torch_dtype"].as_str().or(c["dtype"].as_str()));
         if let Some(dtype) = named.and_then(of_torch)
             && !manifest.tensors.is_empty()
             && manifest.tensors.iter().all(|t| t.dtype != dtype.name())

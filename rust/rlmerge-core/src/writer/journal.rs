@@ -122,7 +122,10 @@ mod tests {
     fn a_torn_tail_is_left_out() {
         let whole = lines(&["header", "one", "two"]);
         let all = parse(&whole).unwrap();
-        assert_eq!((all.header.as_str(), all.records.as_slice()), ("header", &["one".into(), "two".into()][..]));
+        assert_eq!(
+            (all.header.as_str(), all.records.as_slice()),
+            ("header", &["one".into(), "two".into()][..])
+        );
         assert_eq!(all.len, whole.len() as u64);
         for cut in 0..whole.len() {
             let seen = parse(&whole[..cut]);
