@@ -136,7 +136,7 @@ def main() -> int:
             share = given.cycles // len(chosen) + (at < given.cycles % len(chosen))
             result = cycles(merge, share, given.seed + at)
             print("\n".join(["", "| what | |", "| --- | --- |", *table(method, result)]))
-            print("\n".join(result["wrong"]), file=sys.stderr)
+            print("".join(f"{line}\n" for line in result["wrong"]), end="", file=sys.stderr)
             failed = failed or bool(result["wrong"])
             remove(root / "whole")
             remove(merge.output)

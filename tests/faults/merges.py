@@ -15,7 +15,7 @@ import numpy as np
 from tests import models
 from tests.tensorfile import Raw
 
-METHODS = ("linear", "ties", "dare_ties")
+METHODS = ("task_arithmetic", "ties", "dare_ties")
 
 
 def write_models(root: Path, megabytes: float, tensors: int = 40, seed: int = 0) -> list[Path]:
