@@ -13,6 +13,10 @@ class Plan:
     """
     An immutable plan with the checkpoints that it was made from.
     """
+    def cancel(self, /) -> None:
+        """
+        Stops the runs of this plan that are at work, from any thread.
+        """
     def check(self, /) -> None:
         """
         Checks the output's place without writing anything.

@@ -61,6 +61,7 @@ def merge(
     durability: str | None = None,
     force: bool = False,
     resume: bool = False,
+    verify: bool = False,
     strict: bool = False,
     conflicts: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -119,6 +120,8 @@ def merge(
         Go on with what a killed run of this very merge left beside the output, if there is anything: tensors that it
         had finished, and whose bytes are still there, are not merged again. The output is the same to the byte. When
         such a call is interrupted in turn, or the disk is full, what it did is kept for the next.
+    verify
+        Read everything back from the disk before the output appears, and compare it with what was computed.
     strict
         Raise when the output would hold values that are not finite.
     conflicts
@@ -174,6 +177,7 @@ def merge(
         durability=durability,
         force=force,
         resume=resume,
+        verify=verify,
         strict=strict,
         **method_parameters,
     )
@@ -201,6 +205,7 @@ def plan(
     durability: str | None = None,
     force: bool = False,
     resume: bool = False,
+    verify: bool = False,
     strict: bool = False,
     **method_parameters: Value,
 ) -> Plan:
@@ -209,7 +214,7 @@ def plan(
     Parameters
     ----------
     models, method, base, output, recipe, parameters, treat, lines, match_norm, match_norm_scope, seed, dtype, compat,
-    shard_size, threads, io, durability, force, resume, strict
+    shard_size, threads, io, durability, force, resume, verify, strict
         As for ``merge``.
     **method_parameters
         As for ``merge``.
@@ -267,7 +272,7 @@ def plan(
     if durability is not None:
         wanted.durability = check_choice("durability", durability, DURABILITIES)
     wanted.strict = wanted.strict or strict
-    return _prepare(wanted, force=force, resume=resume)
+    return _prepare(wanted, force=force, resume=resume, verify=verify)
 
 
 def expand(
@@ -518,7 +523,7 @@ def _request(
     )
 
 
-def _prepare(wanted: Recipe, *, force: bool, resume: bool) -> Plan:
+def _prepare(wanted: Recipe, *, force: bool, resume: bool, verify: bool) -> Plan:
     # The name is judged before anything is looked up or downloaded.
     method = find_method(wanted.method)
     names = [expert.path for expert in wanted.models]
@@ -571,6 +576,7 @@ def _prepare(wanted: Recipe, *, force: bool, resume: bool) -> Plan:
         "durability": wanted.durability or DURABILITIES[0],
         "force": force,
         "resume": resume,
+        "verify": verify,
         "strict": wanted.strict,
     }
     core = _core.prepare(json.dumps(request))
@@ -624,6 +630,7 @@ def _prepare(wanted: Recipe, *, force: bool, resume: bool) -> Plan:
         raw=raw,
         checker=core.check,
         runner=run,
+        canceller=core.cancel,
     )
 
 

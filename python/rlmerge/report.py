@@ -99,6 +99,7 @@ class Plan:
     raw: dict[str, Any] = field(repr=False)
     checker: Callable[[], None] = field(repr=False, compare=False)
     runner: Callable[[Callable[[Progress], None] | None, bool], Report] = field(repr=False, compare=False)
+    canceller: Callable[[], None] = field(repr=False, compare=False)
 
     @cached_property
     def tensors(self) -> tuple[PlannedTensor, ...]:
@@ -151,6 +152,20 @@ class Plan:
         PosixPath('merged')
         """
         return self.runner(progress, conflicts)
+
+    def cancel(self) -> None:
+        """Stop the runs of this plan that are at work, from any thread.
+
+        Ctrl-C reaches the main thread only: a merge on another one is stopped by this, or by a ``progress`` that
+        raises. Its ``run`` raises ``KeyboardInterrupt``, and nothing was written.
+
+        Examples
+        --------
+        >>> plan = rlmerge.plan(["a", "b"], method="linear", output="merged")  # doctest: +SKIP
+        >>> worker = threading.Thread(target=plan.run)  # doctest: +SKIP
+        >>> worker.start(); plan.cancel(); worker.join()  # doctest: +SKIP
+        """
+        self.canceller()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain values of schema ``rlmerge.plan/1``."""

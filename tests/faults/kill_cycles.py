@@ -1,11 +1,11 @@
 """Kills merges at random moments, goes on with them, and compares the outputs with that of a run that nobody broke.
 
-    python -m tests.faults.kill_cycles --cycles 300
+    python -m tests.faults.kill_cycles --cycles 300 --page docs/kill-cycles.md
 
 A cycle is a run with `--resume` that is killed (-9) at a random moment, or ends before. Whenever an output is there it
 must be whole and the same to the byte as that of the unbroken run; it is then removed, and the next cycle begins anew.
-After every kill the inputs must be what they were, and nothing but one stage may be left. Prints a table; exits with 1
-when anything was otherwise.
+After every kill the inputs must be what they were, and nothing but one stage may be left. Prints a table (`--page`
+writes it as a page as well); exits with 1 when anything was otherwise.
 """
 
 import argparse
@@ -20,6 +20,12 @@ from pathlib import Path
 
 from tests.faults.merges import METHODS, Merge, digest, identities, kill, remove, write_models
 
+PAGE = """# Merges killed at random moments
+
+Written by `make kill-cycles`. A merge of a base and two experts of {megabytes} MB each is run with `--resume` again and
+again, and killed (−9) at a moment drawn between its start and a little after its end (seed {seed}). Each output that
+came of it, and the last, is compared with that of a run that nobody broke: names, modes and every byte. After each kill
+the inputs are looked at, and what lies beside them. Nothing may be *wrong*."""
 #: Share of the kills that come before the stage is there, at a random moment of the start.
 EARLY = 0.05
 
@@ -101,8 +107,8 @@ def table(method: str, result: dict) -> list[str]:
     seen, reused = result["seen"], result["reused"]
     names = ("no stage", "no tensor finished", "half way", "all tensors finished", "an output was there")
     rows = [
-        ("method", method),
-        ("cycles", result["cycles"]),
+        ("method", f"`{method}`"),
+        ("cycles: a run with `--resume`, killed or not", result["cycles"]),
         ("a run works on its stage for", f"{1000 * result['span']:.0f} ms"),
         *((f"killed: {name}", seen[name]) for name in names),
         ("ended before the kill", seen["ended before the kill"]),
@@ -124,10 +130,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--page", type=Path, help="where the tables are written, as a page")
     parser.add_argument("--folder", type=Path, help="where the models go; a temporary folder if unset")
     given = parser.parse_args()
     chosen = given.methods.split(",")
     failed = False
+    lines = [PAGE.format(megabytes=f"{given.megabytes:g}", seed=given.seed)]
     with tempfile.TemporaryDirectory(prefix="rlmerge-kills-", dir=given.folder) as folder:
         root = Path(folder)
         write_models(root, given.megabytes)
@@ -135,11 +143,14 @@ def main() -> int:
             merge = Merge(root, method, given.threads)
             share = given.cycles // len(chosen) + (at < given.cycles % len(chosen))
             result = cycles(merge, share, given.seed + at)
-            print("\n".join(["", "| what | |", "| --- | --- |", *table(method, result)]))
+            lines += ["", "| what | |", "| --- | --- |", *table(method, result)]
+            print("\n".join(lines[-2 - len(table(method, result)) :]))
             print("".join(f"{line}\n" for line in result["wrong"]), end="", file=sys.stderr)
             failed = failed or bool(result["wrong"])
             remove(root / "whole")
             remove(merge.output)
+    if given.page is not None:
+        given.page.write_text("\n".join(lines) + "\n")
     return int(failed)
 
 

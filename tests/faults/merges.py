@@ -80,10 +80,10 @@ class Merge:
         return count
 
     def wait_for_stage(self, process: subprocess.Popen, seconds: float = 60) -> bool:
-        """Waits until a stage is there, or the process has ended."""
+        """Waits until the process has a stage, its own or one that it goes on with, or has ended."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if self.stages():
+            if any(f".rlmerge-{process.pid}-" in stage.name for stage in self.stages()):
                 return True
             if process.poll() is not None:
                 return False

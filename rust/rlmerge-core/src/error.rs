@@ -322,6 +322,17 @@ pub enum Error {
         tensor: String,
     },
 
+    /// `--verify`, and what was written reads back otherwise.
+    #[error("{path}: what was written reads back otherwise: {message}{tensor}; nothing was published", path = show(path), tensor = on_tensor(tensor.as_deref()))]
+    ReadBackDiffers {
+        /// The file of the output.
+        path: PathBuf,
+        /// What is different.
+        message: String,
+        /// The tensor concerned.
+        tensor: Option<String>,
+    },
+
     // ---- interruption and bugs ----
     /// The caller asked to stop (exit 130).
     #[error("interrupted; nothing was written")]
@@ -372,6 +383,7 @@ impl Error {
             Self::NonFinite { .. } => "non_finite",
             Self::NonFiniteOutput { .. } => "non_finite_output",
             Self::ChecksumMismatch { .. } => "checksum_mismatch",
+            Self::ReadBackDiffers { .. } => "read_back_differs",
             Self::Cancelled => "cancelled",
             Self::Internal { .. } => "internal",
         }
@@ -407,6 +419,7 @@ impl Error {
             | Self::OutputIsInput { path, .. }
             | Self::OutputLocked { path, .. }
             | Self::StageDiffers { path, .. }
+            | Self::ReadBackDiffers { path, .. }
             | Self::ChecksumMismatch { path, .. } => Some(path),
             _ => None,
         }
@@ -419,6 +432,7 @@ impl Error {
             Self::BadHeader { tensor, .. }
             | Self::BadIndex { tensor, .. }
             | Self::Quantised { tensor, .. }
+            | Self::ReadBackDiffers { tensor, .. }
             | Self::ModelsDoNotFit { tensor, .. } => tensor.as_deref(),
             Self::OpaqueTensorsDiffer { tensor, .. }
             | Self::BadStatistics { tensor, .. }
@@ -475,6 +489,7 @@ impl Error {
             Self::NonFinite { .. } => "`rlmerge inspect MODEL` names the file; repair or leave out the model that holds the value".into(),
             Self::NonFiniteOutput { .. } => "run without --strict to write it all the same".into(),
             Self::ChecksumMismatch { .. } => "give the very base of the merge with --base; if the merged folder itself was changed, merge again".into(),
+            Self::ReadBackDiffers { .. } => "look after the disk and the memory of this machine, then merge again, to another disk if there is one".into(),
             Self::Internal { .. } => "please report it with the command and RLMERGE_DEBUG=1 output".into(),
             _ => return None,
         })
@@ -529,6 +544,7 @@ pub const CODES: &[(&str, u8, &str)] = &[
     ("non_finite", 7, "numerics"),
     ("non_finite_output", 7, "numerics"),
     ("checksum_mismatch", 8, "checkpoint"),
+    ("read_back_differs", 8, "output"),
     ("cancelled", 130, "interrupt"),
     ("internal", 1, "bug"),
 ];

@@ -1,7 +1,7 @@
 //! The functions that Python sees: JSON in, core call, JSON out.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use pyo3::exceptions::PyTypeError;
@@ -64,8 +64,7 @@ pub fn inspect(py: Python<'_>, path: PathBuf) -> PyResult<String> {
 #[pyfunction]
 pub fn prepare(py: Python<'_>, recipe_json: String) -> PyResult<Plan> {
     enter(py, &Observer::default(), None, move || {
-        let (plan, models) = MergePlan::prepare(Recipe::from_json(&recipe_json)?)?;
-        Ok(Plan { inner: Arc::new((plan, models)) })
+        Ok(Plan::new(MergePlan::prepare(Recipe::from_json(&recipe_json)?)?))
     })
 }
 
@@ -73,8 +72,7 @@ pub fn prepare(py: Python<'_>, recipe_json: String) -> PyResult<Plan> {
 #[pyfunction]
 pub fn prepare_expand(py: Python<'_>, request_json: String) -> PyResult<Plan> {
     enter(py, &Observer::default(), None, move || {
-        let (plan, models) = MergePlan::expand(ExpandRequest::from_json(&request_json)?)?;
-        Ok(Plan { inner: Arc::new((plan, models)) })
+        Ok(Plan::new(MergePlan::expand(ExpandRequest::from_json(&request_json)?)?))
     })
 }
 
@@ -82,6 +80,19 @@ pub fn prepare_expand(py: Python<'_>, request_json: String) -> PyResult<Plan> {
 #[pyclass(frozen, module = "rlmerge._core")]
 pub struct Plan {
     inner: Arc<(MergePlan, Vec<Checkpoint>)>,
+    /// Of the runs that are at work.
+    running: Mutex<Vec<Arc<Observer>>>,
+}
+
+impl Plan {
+    fn new(inner: (MergePlan, Vec<Checkpoint>)) -> Self {
+        Self { inner: Arc::new(inner), running: Mutex::default() }
+    }
+
+    fn running(&self) -> MutexGuard<'_, Vec<Arc<Observer>>> {
+        // A list of pointers is whole after any panic.
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[pymethods]
@@ -109,9 +120,19 @@ impl Plan {
     ) -> PyResult<String> {
         let sidecars = sidecars.into_iter().map(sidecar).collect::<PyResult<Vec<_>>>()?;
         let inner = Arc::clone(&self.inner);
-        let observer = Observer::default();
-        let shared = &observer;
-        enter(py, &observer, progress.as_ref(), move || run(&inner, &sidecars, conflicts.as_deref(), shared))
+        let observer = Arc::new(Observer::default());
+        self.running().push(Arc::clone(&observer));
+        let shared: &Observer = &observer;
+        let result = enter(py, shared, progress.as_ref(), move || {
+            run(&inner, &sidecars, conflicts.as_deref(), shared)
+        });
+        self.running().retain(|other| !Arc::ptr_eq(other, &observer));
+        result
+    }
+
+    /// Stops the runs of this plan that are at work, from any thread.
+    pub fn cancel(&self) {
+        self.running().iter().for_each(|observer| observer.cancel());
     }
 }
 

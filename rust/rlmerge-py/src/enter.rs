@@ -46,7 +46,10 @@ pub fn enter<T: Send>(
                     Some(Err(Error::Internal { message: "the worker thread vanished".into() }))
                 }
             };
-            if raised.is_none() {
+            if raised.is_some() {
+                // It is being stopped already; but a second signal may have a handler that ends the process at once.
+                let _ = py.check_signals();
+            } else {
                 let looked = py.check_signals().and_then(|()| deliver(py, observer, progress));
                 if let Err(exception) = looked {
                     observer.cancel();

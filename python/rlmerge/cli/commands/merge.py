@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as as_json
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -155,6 +156,9 @@ def merge(
         bool,
         typer.Option("--resume", help="Go on with what a killed run of this merge left.", rich_help_panel=_RESULT),
     ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read everything back before it is published.", rich_help_panel=_RESULT)
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail (exit 7) on NaN or infinity in the output.", rich_help_panel=_RESULT)
     ] = False,
@@ -214,6 +218,7 @@ def merge(
             durability=durability,
             force=force,
             resume=resume,
+            verify=verify,
             strict=strict,
         )
         plan.check()
@@ -251,9 +256,20 @@ def _mention_leftovers(plan: Plan, out: Output) -> None:
         mine = stage.path.name.startswith(f".{plan.output.name}.rlmerge-")
         if mine and stage.kept is None:
             out.note(
-                f"{stage.path}: left by a killed run ({size(stage.bytes)}); --resume goes on with it, "
+                f"{stage.path}: left by a killed run{_age(stage.path)} ({size(stage.bytes)}); --resume goes on with it, "
                 f"`rlmerge clean {plan.output}` removes it"
             )
+
+
+def _age(path: Path) -> str:
+    try:
+        seconds = time.time() - path.stat().st_mtime
+    except OSError:
+        return ""
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            return f" {count(int(seconds // length), unit)} ago"
+    return ""
 
 
 def _run(plan: Plan, out: Output, *, conflicts: bool, resume: bool) -> Report:

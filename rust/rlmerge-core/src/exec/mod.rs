@@ -190,6 +190,10 @@ fn fill(
     if plan.recipe.output_kind == OutputForm::Folder {
         write_small_files(stage, plan, &report, sidecars)?;
     }
+    if plan.recipe.verify {
+        files.iter().for_each(StagedFile::forget);
+        verify::read_back(stage, plan, &report, observer)?;
+    }
     Ok(report)
 }
 

@@ -51,7 +51,7 @@ fn digest(text: &str) -> String {
 fn recipe(plan: &MergePlan) -> String {
     let mut recipe = json!(plan.recipe);
     if let Some(map) = recipe.as_object_mut() {
-        for key in ["output", "threads", "io", "durability", "force", "resume", "strict"] {
+        for key in ["output", "threads", "io", "durability", "force", "resume", "verify", "strict"] {
             map.remove(key);
         }
     }

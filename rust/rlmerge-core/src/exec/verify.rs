@@ -14,10 +14,13 @@ use super::tile::Work;
 use crate::dtype::DType;
 use crate::error::{Error, Result, escape};
 use crate::kernel::{CHUNK, Level};
-use crate::plan::marks;
+use crate::plan::recipe::OutputForm;
+use crate::plan::{MergePlan, marks};
+use crate::report::Report;
 use crate::report::verification as found;
 use crate::report::verification::{Diagnostic, Finding, Severity, Verification};
 use crate::shard::{Checkpoint, Tensor, is_embedding, read_report, read_report_file};
+use crate::writer::Stage;
 
 /// Longest plain file name.
 const LONGEST_NAME: usize = 255;
@@ -117,7 +120,35 @@ struct Verifier<'a> {
     manifest: &'a Manifest,
     /// Whether the path is that of a single file.
     single: bool,
+    /// Whether the observer is told how far it is.
+    counted: bool,
     findings: Vec<Finding>,
+}
+
+/// Reads back what a merge has written and not yet published, and compares it with what the merge computed.
+///
+/// # Errors
+/// [`Error::ReadBackDiffers`] with the first thing that is wrong; [`Error::Threads`], [`Error::Cancelled`].
+pub fn read_back(stage: &Stage, plan: &MergePlan, report: &Report, observer: &Observer) -> Result<()> {
+    let manifest = serde_json::to_value(report).map_err(|e| e.to_string()).and_then(Manifest::parse);
+    let manifest = manifest.map_err(|message| Error::Internal { message })?;
+    let single = plan.recipe.output_kind == OutputForm::File;
+    let folder = stage.path();
+    let first = plan.layout.shards.first().filter(|_| single);
+    let path = first.map_or_else(|| folder.clone(), |shard| folder.join(&shard.name));
+    let workers = Workers::start(plan.threads.max(1), || Work::new(Level::choose(), 1, CHUNK))?;
+    let mut verifier =
+        Verifier { path: &path, manifest: &manifest, single, counted: false, findings: Vec::new() };
+    verifier.run(&workers, observer)?;
+    let wrong = verifier.findings.into_iter().find(|f| f.diagnostic.severity == Severity::Error);
+    wrong.map_or(Ok(()), |finding| {
+        let output = &plan.recipe.output;
+        Err(Error::ReadBackDiffers {
+            path: if single { output.clone() } else { output.join(&finding.file) },
+            message: finding.message,
+            tensor: finding.tensor,
+        })
+    })
 }
 
 /// Verifies an output against the report in its folder, or against another one (`manifest`); a single file has none of
@@ -174,7 +205,7 @@ pub fn verify(
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
         .max(1);
     let workers = Workers::start(threads, || Work::new(Level::choose(), 1, CHUNK))?;
-    let mut verifier = Verifier { path, manifest: &manifest, single, findings: Vec::new() };
+    let mut verifier = Verifier { path, manifest: &manifest, single, counted: true, findings: Vec::new() };
     (result.tensors_verified, result.bytes) = verifier.run(&workers, observer)?;
     result.shards = manifest.plan.output.shards.len();
     result.tensors = manifest.tensors.len();
@@ -214,13 +245,23 @@ impl<'a> Verifier<'a> {
         }
 
         let bytes = extents.iter().map(|e| e.len).sum();
-        observer.begin(bytes, manifest.tensors.len() as u64);
-        let hashes = checksums::hash(&extents, workers, observer, &|n| observer.add_bytes(n))?;
+        let counted = self.counted;
+        if counted {
+            observer.begin(bytes, manifest.tensors.len() as u64);
+        }
+        let seen = |n| {
+            if counted {
+                observer.add_bytes(n)
+            }
+        };
+        let hashes = checksums::hash(&extents, workers, observer, &seen)?;
         let mut verified = 0;
         for (want, hash) in expected.iter().zip(hashes) {
             verified += usize::from(self.compare(want, hash));
         }
-        manifest.tensors.iter().for_each(|_| observer.add_tensor());
+        if counted {
+            manifest.tensors.iter().for_each(|_| observer.add_tensor());
+        }
         Ok((verified, bytes))
     }
 

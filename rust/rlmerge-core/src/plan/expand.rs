@@ -245,6 +245,7 @@ impl MergePlan {
             durability: request.durability,
             force: request.force,
             resume: false,
+            verify: false,
             strict: false,
             modifiers: super::modifiers::Modifiers::default(),
         };

@@ -124,6 +124,9 @@ pub struct Recipe {
     /// Whether to go on with what a killed run of the same merge left.
     #[serde(default)]
     pub resume: bool,
+    /// Whether everything is read back before it is published.
+    #[serde(default)]
+    pub verify: bool,
     /// Whether NaN or infinity in the output is an error.
     #[serde(default)]
     pub strict: bool,

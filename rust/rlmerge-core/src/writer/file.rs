@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{FallocateFlags, fallocate, ftruncate};
+use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate, ftruncate};
 use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 
 use super::{space, sync, writeback};
@@ -163,8 +163,14 @@ impl StagedFile {
             State::FINISHED => {}
             _ => return Err(Error::io(&self.path, "fsync", Errno::IO)),
         }
+        writeback::close_one(self.fd.as_fd()).map_err(|e| self.refused("closing the file", 0, e))?;
         self.state.0.store(State::FINISHED, Relaxed);
         Ok(())
+    }
+
+    /// Lets go of the memory that holds the file's bytes, so that who reads it asks the disk. Only a hint.
+    pub fn forget(&self) {
+        let _ = fadvise(&self.fd, 0, None, Advice::DontNeed);
     }
 
     fn refused(&self, action: &'static str, needed: u64, errno: Errno) -> Error {

@@ -13,6 +13,8 @@ use rustix::io::{Errno, read, retry_on_intr, write};
 pub(super) const JOURNAL: &str = "rlmerge.journal";
 /// Longest journal that is read: a kilobyte for each of more tensors than any model has.
 const LONGEST: u64 = 1 << 30;
+/// What the system says of itself: its name, and a number that is another one after each start.
+const SYSTEM: [&str; 2] = ["/proc/sys/kernel/hostname", "/proc/sys/kernel/random/boot_id"];
 /// Hexadecimal digits of the checksum before each record.
 const DIGITS: usize = 16;
 
@@ -23,12 +25,39 @@ pub(super) struct Journal(Mutex<Option<OwnedFd>>);
 /// What a journal says, up to the first line that is not whole.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Contents {
-    /// The first record, which says what the stage is for.
+    /// The first record: where the run was.
+    pub machine: Machine,
+    /// The second, which says what the stage is for.
     pub header: String,
     /// The others.
     pub records: Vec<String>,
     /// Bytes up to the end of the last whole line.
     len: u64,
+}
+
+/// A machine between two starts of its system: where a process has its number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Machine {
+    pub host: String,
+    pub boot: String,
+}
+
+impl Machine {
+    /// The one that this process runs on; what the system does not tell is empty.
+    pub fn this() -> Self {
+        let [host, boot] =
+            SYSTEM.map(|path| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned());
+        Self { host, boot }
+    }
+
+    fn record(&self) -> String {
+        format!("{} {}", self.boot, self.host)
+    }
+
+    fn parse(record: &str) -> Option<Self> {
+        let (boot, host) = record.split_once(' ')?;
+        Some(Self { host: host.to_owned(), boot: boot.to_owned() })
+    }
 }
 
 impl Journal {
@@ -37,6 +66,7 @@ impl Journal {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(stage, JOURNAL, flags | OFlags::APPEND, Mode::from_raw_mode(0o666));
         *self.lock() = file.ok();
+        self.append(&Machine::this().record());
         self.append(header);
     }
 
@@ -96,8 +126,9 @@ fn parse(bytes: &[u8]) -> Option<Contents> {
         len += line.len() as u64;
     }
     let mut records = records.into_iter();
+    let machine = Machine::parse(&records.next()?)?;
     let header = records.next()?;
-    Some(Contents { header, records: records.collect(), len })
+    Some(Contents { machine, header, records: records.collect(), len })
 }
 
 /// The record of a line whose checksum holds.
@@ -120,8 +151,9 @@ mod tests {
 
     #[test]
     fn a_torn_tail_is_left_out() {
-        let whole = lines(&["header", "one", "two"]);
+        let whole = lines(&["boot host", "header", "one", "two"]);
         let all = parse(&whole).unwrap();
+        assert_eq!(all.machine, Machine { host: "host".into(), boot: "boot".into() });
         assert_eq!(
             (all.header.as_str(), all.records.as_slice()),
             ("header", &["one".into(), "two".into()][..])
@@ -129,7 +161,8 @@ mod tests {
         assert_eq!(all.len, whole.len() as u64);
         for cut in 0..whole.len() {
             let seen = parse(&whole[..cut]);
-            let ends = [lines(&["header"]).len(), lines(&["header", "one"]).len()];
+            let ends =
+                [&["boot host", "header"][..], &["boot host", "header", "one"]].map(|l| lines(l).len());
             let expected = ends.iter().filter(|end| **end <= cut).count();
             assert_eq!(seen.as_ref().map_or(0, |c| 1 + c.records.len()), expected, "{cut}");
         }
@@ -137,13 +170,13 @@ mod tests {
 
     #[test]
     fn a_damaged_line_ends_the_journal() {
-        let whole = lines(&["header", "one", "two"]);
+        let whole = lines(&["boot host", "header", "one", "two"]);
         for at in 0..whole.len() {
             let mut bytes = whole.clone();
             bytes[at] ^= 0x20;
             let seen = parse(&bytes);
             let before = whole[..at].iter().filter(|b| **b == b'\n').count();
-            assert_eq!(seen.map_or(0, |c| 1 + c.records.len()), before, "{at}");
+            assert_eq!(seen.map_or(0, |c| 2 + c.records.len()), if before < 2 { 0 } else { before }, "{at}");
         }
         assert_eq!(parse(b""), None);
         assert_eq!(parse(&[0xff; 100]), None);

@@ -9,7 +9,7 @@ use rustix::fs::{Dir, Mode, OFlags, fstat, openat};
 use rustix::io;
 use rustix::process::{Pid, geteuid, test_kill_process};
 
-use super::journal;
+use super::journal::{self, Machine};
 use super::lock::{self, Lock};
 use super::replace;
 use super::target::{Place, folder_flags};
@@ -70,8 +70,7 @@ impl Leftover {
         entries.iter().map(|e| u64::try_from(e.stat.st_blocks).unwrap_or(0) * 512).sum()
     }
 
-    /// Whether a living run works in it. Where nothing can be locked the process is asked for, which says little when
-    /// it was on another machine.
+    /// Whether a living run works in it. Where nothing can be locked the process is asked for.
     pub fn is_held(&self) -> bool {
         self.held_after(lock::look(&self.dir))
     }
@@ -85,8 +84,20 @@ impl Leftover {
         match lock {
             Lock::Taken => false,
             Lock::Held => true,
-            Lock::Unsupported => is_alive(self.pid),
+            Lock::Unsupported => {
+                let journal = journal::contents(&self.dir);
+                may_live(self.pid, journal.map(|j| j.machine).as_ref(), &Machine::this())
+            }
         }
+    }
+}
+
+/// Whether the process that made a stage may be living. Nobody knows that of one on another machine.
+fn may_live(pid: u32, machine: Option<&Machine>, here: &Machine) -> bool {
+    match machine {
+        Some(machine) if machine.host != here.host => true,
+        Some(machine) if machine.boot != here.boot => false,
+        _ => is_alive(pid),
     }
 }
 
@@ -119,6 +130,17 @@ pub(super) fn cut(output: &[u8]) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn without_locks_the_machine_and_the_process_decide() {
+        let machine = |host: &str, boot: &str| Machine { host: host.into(), boot: boot.into() };
+        let (here, own, none) = (machine("a", "1"), std::process::id(), u32::MAX);
+        assert!(may_live(own, Some(&here), &here));
+        assert!(!may_live(none, Some(&here), &here));
+        assert!(!may_live(own, Some(&machine("a", "0")), &here), "the system has started anew since");
+        assert!(may_live(none, Some(&machine("b", "1")), &here));
+        assert!(may_live(own, None, &here) && !may_live(none, None, &here));
+    }
 
     #[test]
     fn names_of_stages_are_told_from_others() {

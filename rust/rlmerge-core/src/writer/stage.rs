@@ -254,8 +254,9 @@ impl Stage {
         }
     }
 
-    /// Path of the stage folder.
-    pub(super) fn path(&self) -> PathBuf {
+    /// Path of the stage folder, for who reads back what is in it.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
         self.place.parent.join(&self.name)
     }
 
