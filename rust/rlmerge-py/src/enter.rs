@@ -29,10 +29,14 @@ pub fn enter<T: Send>(
     let guarded =
         move || catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|panic| Err(Error::from_panic(&*panic)));
     let (result, raised) = std::thread::scope(|scope| {
-        scope.spawn(move || {
+        let work = move || {
             // The receiver lives until this scope ends.
             let _ = sender.send(guarded());
-        });
+        };
+        let thread = match std::thread::Builder::new().name("rlmerge".into()).spawn_scoped(scope, work) {
+            Ok(thread) => thread,
+            Err(e) => return (Err(Error::Threads { threads: 1, message: e.to_string() }), None),
+        };
         let receiver = std::sync::Mutex::new(receiver);
         let mut raised = None;
         loop {
@@ -57,6 +61,8 @@ pub fn enter<T: Send>(
                 }
             }
             if let Some(result) = finished {
+                // A scope waits for the job and not for its thread, which whoever forks should not find.
+                let _ = py.detach(|| thread.join());
                 return (result, raised);
             }
         }

@@ -193,6 +193,7 @@ pub fn read(
         let rows = plan.mark_rows(tensor);
         if is_old(tensor.shard)
             && record.masks.len() == rows
+            && (record.sums.is_empty() || record.sums.len() == 2 * rows)
             && (rows == 0 || is_old(plan.layout.shards.len()))
             && record.tiles == tensor.tiles()
         {
