@@ -138,14 +138,13 @@ class InternalError(RlmergeError):
 _BY_KIND: dict[str, type[RlmergeError]] = {
     cls.kind: cls for cls in (RecipeError, CheckpointError, AlignmentError, OutputError, NumericsError, InternalError)
 }
-_BY_CODE: dict[str, type[Exception]] = {
+_BY_CODE: dict[str, type[OSError]] = {
     "model_not_found": FileNotFoundError,
     "output_exists": FileExistsError,
     "io": OSError,
     "no_space": OSError,
     "not_durable": OSError,
     "threads": OSError,
-    "out_of_memory": MemoryError,
 }
 _BY_ERRNO: dict[int, type[OSError]] = {
     _errno.ENOENT: FileNotFoundError,
@@ -157,10 +156,10 @@ _BY_ERRNO: dict[int, type[OSError]] = {
 }
 
 
-_mixed: dict[tuple[type[RlmergeError], type[Exception]], type[RlmergeError]] = {}
+_mixed: dict[tuple[type[RlmergeError], type[OSError]], type[RlmergeError]] = {}
 
 
-def _with_builtin(cls: type[RlmergeError], builtin: type[Exception]) -> type[RlmergeError]:
+def _with_builtin(cls: type[RlmergeError], builtin: type[OSError]) -> type[RlmergeError]:
     """Return the class that is both, made once so that equal errors have equal types."""
     if (cls, builtin) not in _mixed:
         body = {"__doc__": cls.__doc__, "__module__": cls.__module__}

@@ -15,7 +15,7 @@ import pytest
 
 import rlmerge
 from tests.faults.merges import digest, write_models
-from tests.faults.soak import soak
+from tests.faults.soak import count, soak
 
 
 @pytest.fixture
@@ -85,11 +85,11 @@ class TestThreads:
     def test_eight_merge_at_once(self, here):
         merge("warm")
         gc.collect()  # exceptions of earlier tests hold plans, and those their files
-        before = threading.active_count(), len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+        before = threading.active_count(), count("fd"), count("task")
         with ThreadPoolExecutor(8) as pool:
             reports = list(pool.map(lambda i: merge(f"out{i}"), range(8)))
         assert len({digest(report.output) for report in reports}) == 1
-        after = threading.active_count(), len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+        after = threading.active_count(), count("fd"), count("task")
         assert after == before
 
     def test_eight_want_one_output(self, here):

@@ -43,8 +43,6 @@ def reported(out: Output) -> Iterator[None]:
         wrapped = OutputError(f"{where}{error.strerror or error}", path=error.filename, errno=error.errno)
         wrapped.__traceback__ = error.__traceback__
         raise typer.Exit(_print(wrapped, out)) from None
-    except MemoryError:
-        raise typer.Exit(_print(OutputError("out of memory", code="out_of_memory"), out)) from None
     except Exception as error:
         message = f"internal error (a bug in rlmerge): {type(error).__name__}: {error}"
         hint = "please report it with the command and what RLMERGE_DEBUG=1 prints"

@@ -247,13 +247,6 @@ pub enum Error {
         message: String,
     },
 
-    /// Less memory than the merge may need.
-    #[error("out of memory: up to {needed} bytes are needed, and the system does not give them")]
-    OutOfMemory {
-        /// Bytes asked for.
-        needed: u64,
-    },
-
     // ---- the output (exit 6) ----
     /// Something is at the output path already.
     #[error("{path}: already exists", path = show(path))]
@@ -382,7 +375,6 @@ impl Error {
             Self::NoSpace { .. } => "no_space",
             Self::NotDurable { .. } => "not_durable",
             Self::Threads { .. } => "threads",
-            Self::OutOfMemory { .. } => "out_of_memory",
             Self::OutputExists { .. } => "output_exists",
             Self::OutputNotReplaceable { .. } => "output_not_replaceable",
             Self::OutputIsInput { .. } => "output_is_input",
@@ -497,7 +489,6 @@ impl Error {
             Self::NonFinite { .. } => "`rlmerge inspect MODEL` names the file; repair or leave out the model that holds the value".into(),
             Self::NonFiniteOutput { .. } => "run without --strict to write it all the same".into(),
             Self::ChecksumMismatch { .. } => "give the very base of the merge with --base; if the merged folder itself was changed, merge again".into(),
-            Self::OutOfMemory { .. } => "use fewer --threads, or raise the limit (`ulimit -v`)".into(),
             Self::ReadBackDiffers { .. } => "look after the disk and the memory of this machine, then merge again, to another disk if there is one".into(),
             Self::Internal { .. } => "please report it with the command and RLMERGE_DEBUG=1 output".into(),
             _ => return None,
@@ -545,7 +536,6 @@ pub const CODES: &[(&str, u8, &str)] = &[
     ("no_space", 5, "output"),
     ("not_durable", 5, "output"),
     ("threads", 5, "output"),
-    ("out_of_memory", 5, "output"),
     ("output_exists", 6, "output"),
     ("output_not_replaceable", 6, "output"),
     ("output_is_input", 6, "output"),

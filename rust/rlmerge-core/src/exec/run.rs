@@ -33,17 +33,8 @@ const SAMPLE_BLOCK: u64 = 512;
 pub const WHOLE_SAMPLE: u64 = SAMPLE_BLOCKS * SAMPLE_BLOCK;
 /// Counters of a selection within one tile.
 const SMALL_SELECTION: usize = 1 << 14;
-/// Bytes of a worker's stack.
-const STACK: u64 = 2 << 20;
 /// Tiles that are read ahead of each worker.
 const READ_AHEAD: u64 = 4;
-
-/// Asks for as much memory as a merge may take, and gives it back: where a limit refuses it this is an error, and not
-/// the end of the process at some later moment.
-fn require_memory(needed: u64) -> Result<()> {
-    let asked = usize::try_from(needed).ok().and_then(|n| Vec::<u8>::new().try_reserve_exact(n).ok());
-    asked.ok_or(Error::OutOfMemory { needed })
-}
 
 /// Tensors that go through all passes together.
 enum Batch {
@@ -121,7 +112,6 @@ impl<'a> Run<'a> {
         let longest = longest.max(CHUNK as u64) as usize;
         let threads = plan.threads.clamp(1, plan.tiles().max(1) as usize);
         let counters = (read * threads) as u64 * 16;
-        require_memory(plan.memory_bound() + threads as u64 * STACK)?;
         let run = Self {
             plan,
             models,
