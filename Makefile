@@ -95,9 +95,22 @@ test: setup ## Run all tests that need neither torch nor mergekit
 	$(CARGO) test --workspace --exclude rlmerge-py --locked
 	$(BIN)/python -m pytest tests --ignore=tests/interop --ignore=tests/parity
 
-.PHONY: test-kills
-test-kills: setup ## Kill 300 merges at random moments, go on with them, compare the bytes, print a table
-	$(BIN)/python -m tests.faults.kill_cycles --cycles 300
+.PHONY: faults
+faults: setup ## Make every fault of the catalogue, and write docs/faults.md (ten minutes; strace, and better as root)
+	$(BIN)/python -m tests.faults.table --page docs/faults.md
+
+.PHONY: kill-cycles
+kill-cycles: setup ## Kill 300 runs of one merge at random moments, go on with it, compare, write docs/kill-cycles.md
+	$(BIN)/python -m tests.faults.kill_cycles --cycles 300 --methods ties --megabytes 60 --seed 5 --page docs/kill-cycles.md
+
+.PHONY: soak
+soak: setup ## Merge 500 times in one process: memory, descriptors and threads must stay as they are
+	$(BIN)/python -m tests.faults.soak --merges 500
+
+.PHONY: fuzz-journals
+fuzz-journals: ## Fuzz journals of stages and reports of outputs for a minute each
+	RLMERGE_FUZZ_SECONDS=60 $(CARGO) test --release --package rlmerge-core --locked --test journal_mutations \
+		-- --nocapture --test-threads 1
 
 .PHONY: test-torch
 test-torch: $(VENV_TORCH)/.rlmerge ## Run the tests against transformers and mergekit, and the study's (downloads several GB once)

@@ -6,6 +6,7 @@ Exits with 1 when anything was otherwise than expected. `--only F03,F11` makes t
 """
 
 import argparse
+import subprocess
 import sys
 import tempfile
 import time
@@ -54,6 +55,12 @@ def main() -> int:
                     counts["made"] += 1
                     counts["runs"] += scene.runs
                     counts["otherwise"] += bool(scene.wrong)
+                except (OSError, ValueError, LookupError, AssertionError, subprocess.SubprocessError) as error:
+                    # One that could not be looked at to the end has not ended as expected.
+                    scene.wrong.append(f"{type(error).__name__}: {error}")
+                    result, runs = "**otherwise**", str(scene.runs)
+                    counts["made"] += 1
+                    counts["otherwise"] += 1
                 except CannotRun as reason:
                     result = f"cannot be made here: {reason}"
                     counts["elsewhere"] += 1

@@ -256,8 +256,8 @@ def _mention_leftovers(plan: Plan, out: Output) -> None:
         mine = stage.path.name.startswith(f".{plan.output.name}.rlmerge-")
         if mine and stage.kept is None:
             out.note(
-                f"{stage.path}: left by a killed run{_age(stage.path)} ({size(stage.bytes)}); --resume goes on with it, "
-                f"`rlmerge clean {plan.output}` removes it"
+                f"{stage.path}: left by a killed run{_age(stage.path)} ({size(stage.bytes)}); "
+                f"--resume goes on with it, `rlmerge clean {plan.output}` removes it"
             )
 
 
