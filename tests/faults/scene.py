@@ -23,6 +23,8 @@ class Scene:
 
     def __init__(self, root: Path, megabytes: float = 3, tensors: int = 6) -> None:
         self.root = root
+        root.mkdir(exist_ok=True)
+        root.chmod(0o755)  # others must come to the models: some runs are another user's
         write_models(root, megabytes, tensors=tensors)
         self.merge = Merge(root, "ties", 2, ["--shard-size", "2MB"])
         whole = self.merge.run(output="whole", check=True)
@@ -64,7 +66,7 @@ class Scene:
     def shell(self, script: str, *more: str, **options) -> subprocess.CompletedProcess:
         """Runs a shell script in which `$M` is the merge without its output, `$R` is rlmerge."""
         environment = {**os.environ, "R": f"{sys.executable} -m rlmerge"}
-        environment["M"] = " ".join([*self.merge.command()[:-1], "--json"]).replace("-o out", "")
+        environment["M"] = " ".join(self.merge.command()).replace("-o out ", "")
         return self.run(*more, "sh", "-c", script, env=environment, **options)
 
     def on_disk(self, megabytes: float, script: str, options: str = "") -> subprocess.CompletedProcess:

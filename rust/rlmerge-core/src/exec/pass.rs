@@ -180,7 +180,10 @@ mod tests {
         };
         let error = workers.run(&map, map.all(), &Observer::default(), || 0, tile).unwrap_err();
         assert_eq!((error.code(), error.exit_code()), ("internal", 1));
-        assert!(error.to_string().contains("a bug in rlmerge") && error.to_string().contains("oh"), "{error}");
+        assert!(
+            error.to_string().contains("a bug in rlmerge") && error.to_string().contains("oh"),
+            "{error}"
+        );
         let seen = workers.run(&map, 0..7, &Observer::default(), || 0, tile).unwrap();
         assert_eq!(seen.iter().sum::<u64>(), 7, "the buffers that the panic held are good for the next run");
     }
