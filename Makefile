@@ -103,8 +103,25 @@ fuzz: ## Fuzz the parsers for FUZZ_SECONDS a target, from the corpus in rust/rlm
 		-- --nocapture --test-threads 1
 	RLMERGE_DIFFERENTIAL_ROUNDS=100000 $(BIN)/python -m pytest tests/hostile/test_differential.py --timeout 600
 
+.PHONY: faults
+faults: setup ## Make every fault of the catalogue, and write docs/faults.md (ten minutes; strace, and better as root)
+	$(BIN)/python -m tests.faults.table --page docs/faults.md
+
+.PHONY: kill-cycles
+kill-cycles: setup ## Kill 300 runs of one merge at random moments, go on with it, compare, write docs/kill-cycles.md
+	$(BIN)/python -m tests.faults.kill_cycles --cycles 300 --methods ties --megabytes 60 --seed 5 --page docs/kill-cycles.md
+
+.PHONY: soak
+soak: setup ## Merge 500 times in one process: memory, descriptors and threads must stay as they are
+	$(BIN)/python -m tests.faults.soak --merges 500
+
+.PHONY: fuzz-journals
+fuzz-journals: ## Fuzz journals of stages and reports of outputs for a minute each
+	RLMERGE_FUZZ_SECONDS=60 $(CARGO) test --release --package rlmerge-core --locked --test journal_mutations \
+		-- --nocapture --test-threads 1
+
 .PHONY: slow
-slow: setup fuzz ## Everything that takes minutes and needs no torch: fuzzing
+slow: setup fuzz fuzz-journals soak faults kill-cycles ## Everything that takes minutes and needs no torch
 
 .PHONY: test-torch
 test-torch: $(VENV_TORCH)/.rlmerge ## Run the tests against transformers and mergekit, and the study's (downloads several GB once)
@@ -131,10 +148,11 @@ stubs: setup ## Generate python/rlmerge/_core.pyi anew
 	$(STUBS) python
 
 .PHONY: docs
-docs: setup ## Write what the build knows (methods, conflicts, errors, hostile files) into README.md and docs/
+docs: setup ## Write what the build knows (methods, conflicts, errors, diagnostics, hostile files) into README.md and docs/
 	$(BIN)/python scripts/write_method_tables.py
 	$(BIN)/python scripts/write_conflict_tables.py
 	$(BIN)/python scripts/write_error_table.py
+	$(BIN)/python scripts/write_diagnostic_table.py
 	$(BIN)/python -m tests.hostile.table
 	$(BIN)/python scripts/write_test_counts.py
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rlmerge._conflicts import ConflictReport, conflicts
     from rlmerge._methods import Method, Parameter
-    from rlmerge.api import expand, inspect, merge, methods, plan
+    from rlmerge.api import clean, expand, inspect, merge, methods, plan, verify
     from rlmerge.errors import (
         AlignmentError,
         CheckpointError,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         RecipeError,
         RlmergeError,
     )
-    from rlmerge.report import Inspection, Plan, Progress, Report
+    from rlmerge.report import Finding, Inspection, Plan, Progress, Report, Stage, Verification
 
     __version__: str
 
@@ -35,6 +35,7 @@ __all__ = [
     "AlignmentError",
     "CheckpointError",
     "ConflictReport",
+    "Finding",
     "Inspection",
     "InternalError",
     "Method",
@@ -46,19 +47,23 @@ __all__ = [
     "RecipeError",
     "Report",
     "RlmergeError",
+    "Stage",
+    "Verification",
     "__version__",
+    "clean",
     "conflicts",
     "expand",
     "inspect",
     "merge",
     "methods",
     "plan",
+    "verify",
 ]
 
 _HOME = {
     "rlmerge._conflicts": ("ConflictReport", "conflicts"),
     "rlmerge._methods": ("Method", "Parameter"),
-    "rlmerge.api": ("expand", "inspect", "merge", "methods", "plan"),
+    "rlmerge.api": ("clean", "expand", "inspect", "merge", "methods", "plan", "verify"),
     "rlmerge.errors": (
         "AlignmentError",
         "CheckpointError",
@@ -68,7 +73,7 @@ _HOME = {
         "RecipeError",
         "RlmergeError",
     ),
-    "rlmerge.report": ("Inspection", "Plan", "Progress", "Report"),
+    "rlmerge.report": ("Finding", "Inspection", "Plan", "Progress", "Report", "Stage", "Verification"),
 }
 
 

@@ -6,13 +6,17 @@ from _typeshed import SupportsGetItem
 from os import PathLike
 from typing import Any, final
 
-__all__ = ["Plan", "build_info", "conflicts", "errors", "inspect", "methods", "prepare", "prepare_expand", "version"]
+__all__ = ["Plan", "build_info", "clean", "conflicts", "diagnostics", "errors", "inspect", "methods", "prepare", "prepare_expand", "verify", "version"]
 
 @final
 class Plan:
     """
     An immutable plan with the checkpoints that it was made from.
     """
+    def cancel(self, /) -> None:
+        """
+        Stops the runs of this plan that are at work, from any thread.
+        """
     def check(self, /) -> None:
         """
         Checks the output's place without writing anything.
@@ -32,10 +36,20 @@ def build_info() -> str:
     Version, SIMD level, build profile and target, as JSON.
     """
 
+def clean(path: str | PathLike[str], dry_run: bool = False) -> str:
+    """
+    Removes the stages of killed runs in a folder, and those of an output; returns them as JSON.
+    """
+
 def conflicts(request_json: str, settings_json: str, progress: Any | None = None) -> str:
     """
     Gathers a conflict report: a request (JSON) says what to read, settings (JSON) what counts as a change. Returns
     the report as JSON.
+    """
+
+def diagnostics() -> str:
+    """
+    The closed list of what `verify` can find, as JSON.
     """
 
 def errors() -> str:
@@ -61,6 +75,12 @@ def prepare(recipe_json: str) -> Plan:
 def prepare_expand(request_json: str) -> Plan:
     """
     Plans what a request (JSON) asks to be rebuilt from a merged folder, its masks and its base.
+    """
+
+def verify(path: str | PathLike[str], manifest: str | PathLike[str] | None = None, threads: int | None = None, progress: Any | None = None) -> str:
+    """
+    Reads an output back against the report in its folder, or against the one in the file `manifest`. Returns what was
+    found as JSON.
     """
 
 def version() -> str:

@@ -96,6 +96,7 @@ def plan_expansion(
         raw=raw,
         checker=core.check,
         runner=run,
+        canceller=core.cancel,
     )
 
 

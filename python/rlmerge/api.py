@@ -1,4 +1,4 @@
-"""The functions of the package: merge, plan, inspect, methods."""
+"""The functions of the package: merge, plan, expand, inspect, methods, verify, clean."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from rlmerge.recipe import (
     parse_int_from,
     parse_size,
 )
-from rlmerge.report import Inspection, Plan, PlannedModel, Progress, Report
+from rlmerge.report import Inspection, Plan, PlannedModel, Progress, Report, Stage, Verification
 from rlmerge.sidecars import Sidecar, collect_sidecars
 from rlmerge.sources import Source, check_paths, choose_base, is_adapter, is_folder, named_base, resolve, resolve_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["expand", "inspect", "merge", "method", "methods", "plan"]
+__all__ = ["clean", "expand", "inspect", "merge", "method", "methods", "plan", "verify"]
 
 StrPath = str | os.PathLike[str]
 Value = float | int | bool | StrPath | Sequence[float | int | bool | StrPath]
@@ -62,6 +62,8 @@ def merge(
     io: str | None = None,
     durability: str | None = None,
     force: bool = False,
+    resume: bool = False,
+    verify: bool = False,
     strict: bool = False,
     on_overflow: str | None = None,
     int_from: str | int | None = None,
@@ -120,6 +122,12 @@ def merge(
         take a ``"file"`` output away as a whole; it may damage a ``"none"`` output, for which nothing is waited for.
     force
         Replace an existing output.
+    resume
+        Go on with what a killed run of this very merge left beside the output, if there is anything: tensors that it
+        had finished, and whose bytes are still there, are not merged again. The output is the same to the byte. When
+        such a call is interrupted in turn, or the disk is full, what it did is kept for the next.
+    verify
+        Read everything back from the disk before the output appears, and compare it with what was computed.
     strict
         Raise when the output would hold values that are not finite.
     on_overflow
@@ -184,6 +192,8 @@ def merge(
         io=io,
         durability=durability,
         force=force,
+        resume=resume,
+        verify=verify,
         strict=strict,
         on_overflow=on_overflow,
         int_from=int_from,
@@ -214,6 +224,8 @@ def plan(
     io: str | None = None,
     durability: str | None = None,
     force: bool = False,
+    resume: bool = False,
+    verify: bool = False,
     strict: bool = False,
     on_overflow: str | None = None,
     int_from: str | int | None = None,
@@ -226,8 +238,7 @@ def plan(
     Parameters
     ----------
     models, method, base, output, recipe, parameters, treat, lines, match_norm, match_norm_scope, seed, dtype, compat,
-    shard_size, threads, io, durability, force, strict, on_overflow,
-    int_from, verify_inputs, no_symlinks
+    shard_size, threads, io, durability, force, resume, verify, strict, on_overflow, int_from, verify_inputs, no_symlinks
         As for ``merge``.
     **method_parameters
         As for ``merge``.
@@ -291,7 +302,7 @@ def plan(
     wanted.strict = wanted.strict or strict
     wanted.verify_inputs = wanted.verify_inputs or verify_inputs
     wanted.no_symlinks = wanted.no_symlinks or no_symlinks
-    return _prepare(wanted, force=force)
+    return _prepare(wanted, force=force, resume=resume, verify=verify)
 
 
 def expand(
@@ -387,6 +398,83 @@ def inspect(path: StrPath) -> Inspection:
     return Inspection.from_json(json.loads(_core.inspect(resolve(name))))
 
 
+def verify(
+    path: StrPath,
+    *,
+    manifest: StrPath | None = None,
+    threads: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Verification:
+    """Read an output back and compare it with what its merge wrote.
+
+    Every tensor's checksum, every header, the index both ways, ``config.json`` and the masks are compared with the
+    folder's ``rlmerge.json``.
+
+    Parameters
+    ----------
+    path
+        A merged folder; or a single merged file, together with ``manifest``.
+    manifest
+        The report of the merge, instead of the one in the folder: ``Report.to_dict()`` as JSON.
+    threads
+        Worker threads; one for each processor unless given.
+    progress
+        Called about ten times a second; what it raises comes out of this call.
+
+    Returns
+    -------
+    Verification
+        What was found; its ``ok`` is true when nothing is wrong.
+
+    Raises
+    ------
+    CheckpointError
+        There is nothing to verify against.
+
+    Examples
+    --------
+    >>> found = rlmerge.verify("merged")  # doctest: +SKIP
+    >>> found.ok, [f.tensor for f in found.findings]  # doctest: +SKIP
+    (False, ['model.layers.3.mlp.up_proj.weight'])
+    """
+    name, other = os.fspath(path), os.fspath(manifest) if manifest is not None else None
+    check_paths([name, *([other] if other is not None else [])])
+    count = check_integer("threads", threads, 1, 1024) if threads is not None else None
+    return Verification.from_json(json.loads(_core.verify(name, other, count, progress)))
+
+
+def clean(path: StrPath, *, dry_run: bool = False) -> list[Stage]:
+    """Remove what killed runs left: the hidden folders in which their outputs were growing.
+
+    Stages in which a run is at work are left alone, and so are those of other users.
+
+    Parameters
+    ----------
+    path
+        A folder in which outputs were being written, or the path of an output.
+    dry_run
+        Only say what would be removed.
+
+    Returns
+    -------
+    list of Stage
+        All stages that were found, with those that were left alone and why.
+
+    Raises
+    ------
+    OutputError
+        A stage could not be removed.
+
+    Examples
+    --------
+    >>> [(stage.path.name, stage.removed) for stage in rlmerge.clean("merged")]  # doctest: +SKIP
+    [('.merged.rlmerge-4711-2c1f0a9b8d7e6f50.partial', True)]
+    """
+    name = os.fspath(path)
+    check_paths([name])
+    return [Stage(**{**raw, "path": Path(raw["path"])}) for raw in json.loads(_core.clean(name, dry_run))]
+
+
 def methods() -> list[Method]:
     """List the merge methods, with their parameters, defaults and papers.
 
@@ -465,7 +553,7 @@ def _request(
     )
 
 
-def _prepare(wanted: Recipe, *, force: bool) -> Plan:
+def _prepare(wanted: Recipe, *, force: bool, resume: bool, verify: bool) -> Plan:
     # The name is judged before anything is looked up or downloaded.
     method = find_method(wanted.method)
     names = [expert.path for expert in wanted.models]
@@ -522,6 +610,8 @@ def _prepare(wanted: Recipe, *, force: bool) -> Plan:
         "io": wanted.io or IO_WAYS[0],
         "durability": wanted.durability or DURABILITIES[0],
         "force": force,
+        "resume": resume,
+        "verify": verify,
         "strict": wanted.strict,
         "on_overflow": wanted.on_overflow or OVERFLOWS[0],
         "int_from": wanted.int_from,
@@ -552,6 +642,7 @@ def _prepare(wanted: Recipe, *, force: bool) -> Plan:
             notes=tuple(notes),
             warnings=tuple(report["warnings"]),
             raw=report,
+            tensors_reused=report["tensors_reused"],
             conflicts=None if found is None else report_of_merge(found),
         )
 
@@ -578,6 +669,7 @@ def _prepare(wanted: Recipe, *, force: bool) -> Plan:
         raw=raw,
         checker=core.check,
         runner=run,
+        canceller=core.cancel,
     )
 
 

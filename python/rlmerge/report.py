@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rlmerge._conflicts import ConflictReport
 
 __all__ = [
+    "Finding",
     "Inspection",
     "ModelTensor",
     "Plan",
@@ -20,7 +21,9 @@ __all__ = [
     "PlannedTensor",
     "Progress",
     "Report",
+    "Stage",
     "TensorReport",
+    "Verification",
 ]
 
 
@@ -96,6 +99,7 @@ class Plan:
     raw: dict[str, Any] = field(repr=False)
     checker: Callable[[], None] = field(repr=False, compare=False)
     runner: Callable[[Callable[[Progress], None] | None, bool], Report] = field(repr=False, compare=False)
+    canceller: Callable[[], None] = field(repr=False, compare=False)
 
     @cached_property
     def tensors(self) -> tuple[PlannedTensor, ...]:
@@ -149,6 +153,20 @@ class Plan:
         """
         return self.runner(progress, conflicts)
 
+    def cancel(self) -> None:
+        """Stop the runs of this plan that are at work, from any thread.
+
+        Ctrl-C reaches the main thread only: a merge on another one is stopped by this, or by a ``progress`` that
+        raises. Its ``run`` raises ``KeyboardInterrupt``, and nothing was written.
+
+        Examples
+        --------
+        >>> plan = rlmerge.plan(["a", "b"], method="linear", output="merged")  # doctest: +SKIP
+        >>> worker = threading.Thread(target=plan.run)  # doctest: +SKIP
+        >>> worker.start(); plan.cancel(); worker.join()  # doctest: +SKIP
+        """
+        self.canceller()
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain values of schema ``rlmerge.plan/1``."""
         return {**self.raw, "notes": list(self.notes), "warnings": list(self.warnings)}
@@ -185,6 +203,8 @@ class Report:
         Counts of tensors and tiles, of those that were copied, and of non-finite values.
     notes, warnings
         What the user should know about the result.
+    tensors_reused
+        Tensors that a killed run had finished (``resume``).
     conflicts
         The conflict report, if it was asked for.
     """
@@ -197,6 +217,7 @@ class Report:
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
     raw: dict[str, Any] = field(repr=False)
+    tensors_reused: int = 0
     conflicts: ConflictReport | None = field(default=None, repr=False)
 
     @cached_property
@@ -294,3 +315,76 @@ class Inspection:
     def to_dict(self) -> dict[str, Any]:
         """Return the inspection as plain values of schema ``rlmerge.inspect/1``."""
         return dict(self.raw)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that ``verify`` found: a kind with a stable ``id``, a cause and a remedy, and where it is."""
+
+    id: str
+    name: str
+    severity: str
+    cause: str
+    remedy: str
+    file: str
+    tensor: str | None
+    message: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What verifying an output gave.
+
+    Attributes
+    ----------
+    path
+        The output.
+    ok
+        Whether it is what the merge wrote; findings are then warnings at most.
+    shards, tensors
+        Files and tensors that the merge wrote.
+    tensors_verified, bytes
+        Tensors whose checksum held, and bytes that were read.
+    findings
+        What is wrong or odd.
+    """
+
+    path: Path
+    ok: bool
+    shards: int
+    tensors: int
+    tensors_verified: int
+    bytes: int
+    elapsed_seconds: float
+    findings: tuple[Finding, ...]
+    raw: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Verification:
+        """Make one from the core's JSON of schema ``rlmerge.verify/1``."""
+        return cls(
+            path=Path(raw["path"]),
+            ok=raw["ok"],
+            shards=raw["shards"],
+            tensors=raw["tensors"],
+            tensors_verified=raw["tensors_verified"],
+            bytes=raw["bytes"],
+            elapsed_seconds=raw["elapsed_seconds"],
+            findings=tuple(Finding(**finding) for finding in raw["findings"]),
+            raw=raw,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain values of schema ``rlmerge.verify/1``."""
+        return dict(self.raw)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The hidden folder of a run: ``kept`` says why it was left alone, and is None when nothing speaks against it."""
+
+    path: Path
+    bytes: int
+    pid: int
+    removed: bool
+    kept: str | None

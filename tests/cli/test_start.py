@@ -41,7 +41,7 @@ def test_no_command_prints_help(rlmerge):
     assert run.err == ""
 
 
-@pytest.mark.parametrize("command", ["merge", "inspect", "methods"])
+@pytest.mark.parametrize("command", ["merge", "inspect", "methods", "verify", "clean"])
 def test_help_has_examples_and_fits_80_columns(rlmerge, command):
     run = rlmerge(command, "--help", COLUMNS="80")
     assert run.code == 0

@@ -21,7 +21,7 @@ def test_examples(name):
 
 
 def test_public_functions_have_examples():
-    for name in ("merge", "plan", "inspect", "methods"):
+    for name in ("merge", "plan", "inspect", "methods", "verify", "clean"):
         text = getattr(rlmerge, name).__doc__
         for heading in ("Returns", "Examples"):
             assert heading in text, (name, heading)

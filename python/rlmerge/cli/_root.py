@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import rlmerge
-from rlmerge.cli.commands import conflict_report, diff, expand, inspect, merge, methods
+from rlmerge.cli.commands import clean, conflict_report, diff, expand, inspect, merge, methods, verify
 
 __all__ = ["app"]
 
@@ -43,3 +43,5 @@ app.command("conflict-report", epilog=conflict_report.EXAMPLES)(conflict_report.
 app.command("diff", epilog=diff.EXAMPLES)(diff.diff)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command("methods", epilog=methods.EXAMPLES)(methods.methods)
+app.command("verify", epilog=verify.EXAMPLES)(verify.verify)
+app.command("clean", epilog=clean.EXAMPLES)(clean.clean)

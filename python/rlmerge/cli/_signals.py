@@ -1,7 +1,11 @@
-"""SIGTERM and SIGHUP end a merge as Ctrl-C does: the core cleans up, then the process exits with 128 + the signal."""
+"""SIGTERM and SIGHUP end a merge as Ctrl-C does: the core cleans up, then the process exits with 128 + the signal.
+
+A second Ctrl-C ends the process at once, whatever is still being removed.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import TYPE_CHECKING
 
@@ -15,8 +19,8 @@ _received: list[int] = []
 
 def handle() -> None:
     """Turn the signals that ask a process to end into ``KeyboardInterrupt``."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        # nohup sets SIGHUP to be ignored; that is a wish to respect.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # nohup sets SIGHUP to be ignored, and shells SIGINT of jobs in the background; that is a wish to respect.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
 
@@ -27,5 +31,7 @@ def exit_code() -> int:
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
+    if number == signal.SIGINT and number in _received:
+        os._exit(128 + number)
     _received.append(number)
     raise KeyboardInterrupt

@@ -312,6 +312,23 @@ pub enum Error {
         relation: &'static str,
     },
 
+    /// Another run is writing the same output.
+    #[error("{path}: another rlmerge (process {pid}) is writing it", path = show(path))]
+    OutputLocked {
+        /// The output.
+        path: PathBuf,
+        /// The process that made its stage.
+        pid: u32,
+    },
+    /// `--resume`, and what a killed run left is of another merge.
+    #[error("{path}: a killed run left this, and {message}; nothing was written", path = show(path))]
+    StageDiffers {
+        /// The stage.
+        path: PathBuf,
+        /// What is different.
+        message: String,
+    },
+
     // ---- numbers (exit 7) ----
     /// A reduction met NaN or infinity and has no value.
     #[error("tensor `{tensor}`: {message}", tensor = escape(tensor))]
@@ -357,6 +374,17 @@ pub enum Error {
         path: PathBuf,
         /// The tensor.
         tensor: String,
+    },
+
+    /// `--verify`, and what was written reads back otherwise.
+    #[error("{path}: what was written reads back otherwise: {message}{tensor}; nothing was published", path = show(path), tensor = on_tensor(tensor.as_deref()))]
+    ReadBackDiffers {
+        /// The file of the output.
+        path: PathBuf,
+        /// What is different.
+        message: String,
+        /// The tensor concerned.
+        tensor: Option<String>,
     },
 
     // ---- interruption and bugs ----
@@ -407,10 +435,13 @@ impl Error {
             Self::OutputExists { .. } => "output_exists",
             Self::OutputNotReplaceable { .. } => "output_not_replaceable",
             Self::OutputIsInput { .. } => "output_is_input",
+            Self::OutputLocked { .. } => "output_locked",
+            Self::StageDiffers { .. } => "stage_differs",
             Self::NonFinite { .. } => "non_finite",
             Self::NonFiniteOutput { .. } => "non_finite_output",
             Self::Overflow { .. } => "overflow",
             Self::ChecksumMismatch { .. } => "checksum_mismatch",
+            Self::ReadBackDiffers { .. } => "read_back_differs",
             Self::Cancelled => "cancelled",
             Self::Internal { .. } => "internal",
         }
@@ -446,6 +477,9 @@ impl Error {
             | Self::OutputExists { path }
             | Self::OutputNotReplaceable { path, .. }
             | Self::OutputIsInput { path, .. }
+            | Self::OutputLocked { path, .. }
+            | Self::StageDiffers { path, .. }
+            | Self::ReadBackDiffers { path, .. }
             | Self::ChecksumMismatch { path, .. } => Some(path),
             _ => None,
         }
@@ -460,6 +494,7 @@ impl Error {
             | Self::Quantised { tensor, .. }
             | Self::InputShrank { tensor, .. }
             | Self::ReadFailed { tensor, .. }
+            | Self::ReadBackDiffers { tensor, .. }
             | Self::ModelsDoNotFit { tensor, .. } => tensor.as_deref(),
             Self::OpaqueTensorsDiffer { tensor, .. }
             | Self::BadStatistics { tensor, .. }
@@ -509,6 +544,11 @@ impl Error {
             Self::OutputExists { .. } => "choose another path with -o, or replace it with --force".into(),
             Self::OutputNotReplaceable { .. } => "choose another path with -o, or move away what is there".into(),
             Self::OutputIsInput { .. } => "choose another path with -o".into(),
+            Self::OutputLocked { .. } => "wait for it to end, or choose another path with -o".into(),
+            Self::StageDiffers { path, .. } => format!(
+                "run what was killed again as it was, or remove what it left with `rlmerge clean {}`",
+                path.parent().filter(|p| !p.as_os_str().is_empty()).map_or_else(|| ".".into(), show)
+            ),
             Self::Io { action: OPEN_PARENT, source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                 "create that folder first, or choose another path with -o".into()
             }
@@ -519,6 +559,7 @@ impl Error {
             Self::NonFiniteOutput { .. } => "run without --strict to write it all the same".into(),
             Self::Overflow { .. } => "write a wider dtype with --dtype, or choose --on-overflow inf or clamp".into(),
             Self::ChecksumMismatch { .. } => "give the very base of the merge with --base; if the merged folder itself was changed, merge again".into(),
+            Self::ReadBackDiffers { .. } => "look after the disk and the memory of this machine, then merge again, to another disk if there is one".into(),
             Self::Internal { .. } => "please report it with the command and RLMERGE_DEBUG=1 output".into(),
             _ => return None,
         })
@@ -581,10 +622,13 @@ pub const CODES: &[(&str, u8, &str)] = &[
     ("output_exists", 6, "output"),
     ("output_not_replaceable", 6, "output"),
     ("output_is_input", 6, "output"),
+    ("output_locked", 6, "output"),
+    ("stage_differs", 6, "output"),
     ("non_finite", 7, "numerics"),
     ("non_finite_output", 7, "numerics"),
     ("overflow", 7, "numerics"),
     ("checksum_mismatch", 8, "checkpoint"),
+    ("read_back_differs", 8, "output"),
     ("cancelled", 130, "interrupt"),
     ("internal", 1, "bug"),
 ];

@@ -1,7 +1,7 @@
 //! The functions that Python sees: JSON in, core call, JSON out.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use pyo3::exceptions::PyTypeError;
@@ -13,7 +13,9 @@ use rlmerge_core::kernel::Level;
 use rlmerge_core::plan::method::methods_json;
 use rlmerge_core::plan::recipe::Recipe;
 use rlmerge_core::plan::{ExpandRequest, MergePlan, ReportRequest};
+use rlmerge_core::report::verification::DIAGNOSTICS;
 use rlmerge_core::shard::{self, Checkpoint};
+use rlmerge_core::writer;
 use serde_json::{Value, json};
 
 use crate::enter::enter;
@@ -66,8 +68,7 @@ pub fn inspect(py: Python<'_>, path: PathBuf) -> PyResult<String> {
 #[pyfunction]
 pub fn prepare(py: Python<'_>, recipe_json: String) -> PyResult<Plan> {
     enter(py, &Observer::default(), None, move || {
-        let (plan, models) = MergePlan::prepare(Recipe::from_json(&recipe_json)?)?;
-        Ok(Plan { inner: Arc::new((plan, models)) })
+        Ok(Plan::new(MergePlan::prepare(Recipe::from_json(&recipe_json)?)?))
     })
 }
 
@@ -75,8 +76,7 @@ pub fn prepare(py: Python<'_>, recipe_json: String) -> PyResult<Plan> {
 #[pyfunction]
 pub fn prepare_expand(py: Python<'_>, request_json: String) -> PyResult<Plan> {
     enter(py, &Observer::default(), None, move || {
-        let (plan, models) = MergePlan::expand(ExpandRequest::from_json(&request_json)?)?;
-        Ok(Plan { inner: Arc::new((plan, models)) })
+        Ok(Plan::new(MergePlan::expand(ExpandRequest::from_json(&request_json)?)?))
     })
 }
 
@@ -84,6 +84,19 @@ pub fn prepare_expand(py: Python<'_>, request_json: String) -> PyResult<Plan> {
 #[pyclass(frozen, module = "rlmerge._core")]
 pub struct Plan {
     inner: Arc<(MergePlan, Vec<Checkpoint>)>,
+    /// Of the runs that are at work.
+    running: Mutex<Vec<Arc<Observer>>>,
+}
+
+impl Plan {
+    fn new(inner: (MergePlan, Vec<Checkpoint>)) -> Self {
+        Self { inner: Arc::new(inner), running: Mutex::default() }
+    }
+
+    fn running(&self) -> MutexGuard<'_, Vec<Arc<Observer>>> {
+        // A list of pointers is whole after any panic.
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[pymethods]
@@ -111,9 +124,19 @@ impl Plan {
     ) -> PyResult<String> {
         let sidecars = sidecars.into_iter().map(sidecar).collect::<PyResult<Vec<_>>>()?;
         let inner = Arc::clone(&self.inner);
-        let observer = Observer::default();
-        let shared = &observer;
-        enter(py, &observer, progress.as_ref(), move || run(&inner, &sidecars, conflicts.as_deref(), shared))
+        let observer = Arc::new(Observer::default());
+        self.running().push(Arc::clone(&observer));
+        let shared: &Observer = &observer;
+        let result = enter(py, shared, progress.as_ref(), move || {
+            run(&inner, &sidecars, conflicts.as_deref(), shared)
+        });
+        self.running().retain(|other| !Arc::ptr_eq(other, &observer));
+        result
+    }
+
+    /// Stops the runs of this plan that are at work, from any thread.
+    pub fn cancel(&self) {
+        self.running().iter().for_each(|observer| observer.cancel());
     }
 }
 
@@ -142,6 +165,56 @@ pub fn conflicts(
     })
 }
 
+/// Reads an output back against the report in its folder, or against the one in the file `manifest`. Returns what was
+/// found as JSON.
+#[pyfunction]
+#[pyo3(signature = (path, manifest = None, threads = None, progress = None))]
+pub fn verify(
+    py: Python<'_>,
+    path: PathBuf,
+    manifest: Option<PathBuf>,
+    threads: Option<usize>,
+    progress: Option<Bound<'_, PyAny>>,
+) -> PyResult<String> {
+    let observer = Observer::default();
+    let shared = &observer;
+    enter(py, &observer, progress.as_ref(), move || {
+        let started = Instant::now();
+        let found = exec::verify(&path, manifest.as_deref(), threads, shared)?;
+        let mut value =
+            serde_json::to_value(&found).map_err(|e| Error::Internal { message: e.to_string() })?;
+        if let Some(map) = value.as_object_mut() {
+            map.insert("elapsed_seconds".into(), started.elapsed().as_secs_f64().into());
+        }
+        Ok(value.to_string())
+    })
+}
+
+/// The closed list of what `verify` can find, as JSON.
+#[pyfunction]
+pub fn diagnostics() -> String {
+    json!(DIAGNOSTICS).to_string()
+}
+
+/// Removes the stages of killed runs in a folder, and those of an output; returns them as JSON.
+#[pyfunction]
+#[pyo3(signature = (path, dry_run = false))]
+pub fn clean(py: Python<'_>, path: PathBuf, dry_run: bool) -> PyResult<String> {
+    enter(py, &Observer::default(), None, move || {
+        let strays = writer::clean(&path, dry_run)?;
+        let list = strays.iter().map(|s| {
+            json!({
+                "path": s.path.to_string_lossy(),
+                "bytes": s.bytes,
+                "pid": s.pid,
+                "removed": s.kept.is_none() && !dry_run,
+                "kept": s.kept,
+            })
+        });
+        Ok(Value::from(list.collect::<Vec<_>>()).to_string())
+    })
+}
+
 fn run(
     inner: &(MergePlan, Vec<Checkpoint>),
     sidecars: &[Sidecar],
@@ -160,6 +233,7 @@ fn run(
         map.insert("elapsed_seconds".into(), started.elapsed().as_secs_f64().into());
         map.insert("bytes_read".into(), plan.bytes_to_read().into());
         map.insert("bytes_written".into(), plan.bytes_to_write().into());
+        map.insert("tensors_reused".into(), report.tensors_reused.into());
     }
     Ok(value.to_string())
 }

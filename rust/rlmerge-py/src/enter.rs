@@ -30,15 +30,16 @@ pub fn enter<T: Send>(
     let guarded =
         move || catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|panic| Err(Error::from_panic(&*panic)));
     let (result, raised) = std::thread::scope(|scope| {
-        let spawned = std::thread::Builder::new().spawn_scoped(scope, move || {
+        let work = move || {
             // What the interpreter or another library has asked of floats is theirs.
             let _plain = PlainFloats::ask();
             // The receiver lives until this scope ends.
             let _ = sender.send(guarded());
-        });
-        if let Err(error) = spawned {
-            return (Err(Error::Threads { threads: 1, message: error.to_string() }), None);
-        }
+        };
+        let thread = match std::thread::Builder::new().name("rlmerge".into()).spawn_scoped(scope, work) {
+            Ok(thread) => thread,
+            Err(e) => return (Err(Error::Threads { threads: 1, message: e.to_string() }), None),
+        };
         let receiver = std::sync::Mutex::new(receiver);
         let mut raised = None;
         loop {
@@ -52,7 +53,10 @@ pub fn enter<T: Send>(
                     Some(Err(Error::Internal { message: "the worker thread vanished".into() }))
                 }
             };
-            if raised.is_none() {
+            if raised.is_some() {
+                // It is being stopped already; but a second signal may have a handler that ends the process at once.
+                let _ = py.check_signals();
+            } else {
                 let looked = py.check_signals().and_then(|()| deliver(py, observer, progress));
                 if let Err(exception) = looked {
                     observer.cancel();
@@ -60,6 +64,8 @@ pub fn enter<T: Send>(
                 }
             }
             if let Some(result) = finished {
+                // A scope waits for the job and not for its thread, which whoever forks should not find.
+                let _ = py.detach(|| thread.join());
                 return (result, raised);
             }
         }

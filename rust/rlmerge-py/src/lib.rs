@@ -12,7 +12,8 @@ use pyo3::prelude::*;
 mod _core {
     #[pymodule_export]
     use crate::api::{
-        Plan, build_info, conflicts, errors, inspect, methods, prepare, prepare_expand, version,
+        Plan, build_info, clean, conflicts, diagnostics, errors, inspect, methods, prepare, prepare_expand,
+        verify, version,
     };
     use pyo3::prelude::*;
 

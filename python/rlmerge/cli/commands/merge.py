@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as as_json
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -151,6 +152,13 @@ def merge(
     force: Annotated[
         bool, typer.Option("--force", help="Replace an existing output.", rich_help_panel=_RESULT)
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with what a killed run of this merge left.", rich_help_panel=_RESULT),
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read everything back before it is published.", rich_help_panel=_RESULT)
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail (exit 7) on NaN or infinity in the output.", rich_help_panel=_RESULT)
     ] = False,
@@ -233,6 +241,8 @@ def merge(
             io=io,
             durability=durability,
             force=force,
+            resume=resume,
+            verify=verify,
             strict=strict,
             on_overflow=on_overflow,
             int_from=int_from,
@@ -245,7 +255,9 @@ def merge(
         if dry_run:
             out.result(human=lambda: _table(plan), quiet=lambda: [str(plan.output)], value=plan.to_dict())
             return
-        report = _run(plan, out, conflicts=report_to is not None)
+        if not resume:
+            _mention_leftovers(plan, out)
+        report = _run(plan, out, conflicts=report_to is not None, resume=resume)
         if report_to is not None and report.conflicts is not None:
             write_text(Path(report_to), _report_text(report_to, report.conflicts))
             out.note(f"wrote {report_to}")
@@ -266,7 +278,29 @@ def _report_text(path: str, found: ConflictReport) -> str:
     return found.to_markdown() if path.endswith(".md") else as_json.dumps(found.to_dict(), indent=2) + "\n"
 
 
-def _run(plan: Plan, out: Output, *, conflicts: bool) -> Report:
+def _mention_leftovers(plan: Plan, out: Output) -> None:
+    """Say what a killed run left beside the output; nobody removes it unasked."""
+    for stage in api.clean(plan.output.parent, dry_run=True):
+        mine = stage.path.name.startswith(f".{plan.output.name}.rlmerge-")
+        if mine and stage.kept is None:
+            out.note(
+                f"{stage.path}: left by a killed run{_age(stage.path)} ({size(stage.bytes)}); "
+                f"--resume goes on with it, `rlmerge clean {plan.output}` removes it"
+            )
+
+
+def _age(path: Path) -> str:
+    try:
+        seconds = time.time() - path.stat().st_mtime
+    except OSError:
+        return ""
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            return f" {count(int(seconds // length), unit)} ago"
+    return ""
+
+
+def _run(plan: Plan, out: Output, *, conflicts: bool, resume: bool) -> Report:
     before = _identity(plan.output)
     try:
         with _progress.shown(out) as progress:
@@ -274,7 +308,8 @@ def _run(plan: Plan, out: Output, *, conflicts: bool) -> Report:
     except KeyboardInterrupt:
         # The signal may have come after the rename that made the output visible.
         written = _identity(plan.output) != before
-        what = f"{plan.output} had been written and is whole" if written else "nothing was written"
+        nothing = "nothing was written" + ("; the same command goes on from here" if resume else "")
+        what = f"{plan.output} had been written and is whole" if written else nothing
         msg = f"interrupted; {what}"
         raise KeyboardInterrupt(msg) from None
 
@@ -400,6 +435,8 @@ def _summarise(report: Report, plan: Plan, out: Output) -> None:
     for warning in report.warnings:
         if warning not in told:
             out.warning(warning)
+    if report.tensors_reused:
+        out.note(f"{count(report.tensors_reused, 'tensor')} had been finished by a killed run")
     copied = report.totals["tensors_copied"]
     tensors = count(report.totals["tensors"], "tensor") + (f" ({copied:,} copied)" if copied else "")
     moved = report.bytes_read + report.bytes_written

@@ -1,5 +1,6 @@
 //! Runs a plan: tiles in, tiles out, by workers of a private pool, into a staged output that appears whole.
 
+mod checksums;
 mod columns;
 mod conflicts;
 mod deltas;
@@ -22,14 +23,17 @@ mod ram;
 mod regmean;
 mod reread;
 mod resmerge;
+mod resume;
 mod run;
 mod statistics;
 mod stats;
 mod tile;
 mod turnstile;
+mod verify;
 
 pub use conflicts::{Survey, SurveySettings, survey};
 pub use observer::{Observer, Progress};
+pub use verify::verify;
 
 use crate::error::{Error, Result};
 use crate::kernel::PlainFloats;
@@ -38,7 +42,7 @@ use crate::plan::recipe::{OnOverflow, OutputForm};
 use crate::plan::{MergePlan, marks};
 use crate::report::{MarksReport, NonFiniteCounts, Report, TaskReport, TensorReport};
 use crate::shard::Checkpoint;
-use crate::writer::{Input, OutputKind, Stage, StagedFile, Target, preflight};
+use crate::writer::{Input, OutputKind, Resumed, Stage, StagedFile, Target, left_over, preflight};
 use run::Run;
 
 /// A file that goes into an output folder besides the tensors.
@@ -57,6 +61,16 @@ pub enum Contents {
     Bytes(Vec<u8>),
     /// A copy of this file.
     CopyOf(std::path::PathBuf),
+}
+
+impl Sidecar {
+    /// Bytes of its contents, as far as they can be known.
+    fn bytes(&self) -> u64 {
+        match &self.contents {
+            Contents::Bytes(bytes) => bytes.len() as u64,
+            Contents::CopyOf(path) => std::fs::metadata(path).map_or(0, |m| m.len()),
+        }
+    }
 }
 
 /// Room for the index, the report and other small files in the check for free space.
@@ -92,20 +106,65 @@ pub fn run_surveyed(
 ) -> Result<Report> {
     let _plain = PlainFloats::ask();
     let target = target(plan);
-    check_output(plan, &target)?;
-    let stage = Stage::create(&target)?;
-    let mut files: Vec<StagedFile> =
-        plan.layout.shards.iter().map(|s| stage.file(&s.name, s.bytes)).collect::<Result<_>>()?;
-    for (file, shard) in files.iter().zip(&plan.layout.shards) {
-        file.write_all_at(&shard.header, 0)?;
+    let small = sidecars.iter().map(Sidecar::bytes).sum();
+    check_output(plan, &target, small)?;
+    let Resumed { mut stage, records } = open_stage(plan, &target)?;
+    if records.is_none() {
+        stage.start_journal(&resume::header(plan));
     }
-    if let Some(marks) = &plan.marks {
-        let file = stage.file(marks::FILE, marks.bytes)?;
-        file.write_all_at(&marks.header, 0)?;
+    match fill(&stage, records.as_deref(), plan, models, sidecars, survey, observer) {
+        Ok(report) => {
+            stage.commit()?;
+            Ok(report)
+        }
+        Err(error) => {
+            // Who asks to go on with a run wants to do so again. After an error of the disk nothing there is trusted:
+            // the system may have dropped bytes that it still shows.
+            if plan.recipe.resume && matches!(error, Error::Cancelled | Error::NoSpace { .. }) {
+                stage.keep();
+            }
+            Err(error)
+        }
+    }
+}
+
+/// An empty stage, or the one that a killed run of the same plan left.
+fn open_stage(plan: &MergePlan, target: &Target) -> Result<Resumed> {
+    if !plan.recipe.resume {
+        return Ok(Resumed { stage: Stage::create(target)?, records: None });
+    }
+    let shards = plan.layout.shards.iter().map(|s| s.name.as_str());
+    let files: Vec<&str> = shards.chain(plan.marks.iter().map(|_| marks::FILE)).collect();
+    Stage::resume(target, &files, |header| resume::difference(plan, header))
+}
+
+/// Writes everything into a stage; `records` are those of the journal of an earlier run.
+fn fill(
+    stage: &Stage,
+    records: Option<&[String]>,
+    plan: &MergePlan,
+    models: &[Checkpoint],
+    sidecars: &[Sidecar],
+    survey: Option<&Survey>,
+    observer: &Observer,
+) -> Result<Report> {
+    let open = |name: &str, bytes: u64| match records {
+        Some(_) => stage.reopen(name, bytes),
+        None => Ok((stage.file(name, bytes)?, false)),
+    };
+    let shards = plan.layout.shards.iter().map(|s| (s.name.as_str(), s.bytes, &s.header));
+    let marks_file = plan.marks.iter().map(|m| (marks::FILE, m.bytes, &m.header));
+    let (mut files, mut old) = (Vec::<StagedFile>::new(), Vec::new());
+    for (name, bytes, header) in shards.chain(marks_file) {
+        let (file, was_there) = open(name, bytes)?;
+        file.write_all_at(header, 0)?;
         files.push(file);
+        old.push(was_there);
     }
 
-    let (tensors, totals, learnt) = Run::new(plan, models, &files, observer)?.with_survey(survey).merge()?;
+    let mut run = Run::new(plan, models, &files, observer)?.with_survey(survey).with_journal(stage);
+    let reused = records.map(|records| run.resume(records, &old)).transpose()?.unwrap_or(0);
+    let (tensors, totals, learnt) = run.merge()?;
     let masks = plan.marks.as_ref().map(|m| write_scales(plan, m, &tensors, files.last())).transpose()?;
     for file in &files {
         file.settle(|| !observer.is_cancelled())?;
@@ -127,6 +186,7 @@ pub fn run_surveyed(
         totals,
         learnt,
         masks,
+        tensors_reused: reused,
     };
     if plan.recipe.strict {
         refuse_non_finite(&report)?;
@@ -137,10 +197,13 @@ pub fn run_surveyed(
     if observer.is_cancelled() {
         return Err(Error::Cancelled);
     }
-    if target.kind == OutputKind::Folder {
-        write_small_files(&stage, plan, &report, sidecars)?;
+    if plan.recipe.output_kind == OutputForm::Folder {
+        write_small_files(stage, plan, &report, sidecars)?;
     }
-    stage.commit()?;
+    if plan.recipe.verify {
+        files.iter().for_each(StagedFile::forget);
+        verify::read_back(stage, plan, &report, observer)?;
+    }
     Ok(report)
 }
 
@@ -149,7 +212,7 @@ pub fn run_surveyed(
 /// # Errors
 /// What [`preflight`] finds.
 pub fn check(plan: &MergePlan) -> Result<()> {
-    check_output(plan, &target(plan))
+    check_output(plan, &target(plan), 0)
 }
 
 fn target(plan: &MergePlan) -> Target {
@@ -161,7 +224,7 @@ fn target(plan: &MergePlan) -> Target {
     Target { path: recipe.output.clone(), kind, force: recipe.force, durability: recipe.durability }
 }
 
-fn check_output(plan: &MergePlan, target: &Target) -> Result<()> {
+fn check_output(plan: &MergePlan, target: &Target, sidecars: u64) -> Result<()> {
     let inputs: Vec<Input> = plan
         .models
         .iter()
@@ -183,8 +246,9 @@ fn check_output(plan: &MergePlan, target: &Target) -> Result<()> {
         .collect();
     let shards = plan.layout.shards.iter().map(|s| s.bytes);
     let biggest = shards.chain(plan.marks.iter().map(|m| m.bytes)).max().unwrap_or(0);
-    let small = if target.kind == OutputKind::Folder { SMALL_FILES } else { 0 };
-    preflight(target, &inputs, plan.bytes_to_write() + small, biggest)
+    let small = if target.kind == OutputKind::Folder { SMALL_FILES + sidecars } else { 0 };
+    let reserved = if plan.recipe.resume { left_over(&target.path) } else { 0 };
+    preflight(target, &inputs, (plan.bytes_to_write() + small).saturating_sub(reserved), biggest)
 }
 
 fn write_small_files(stage: &Stage, plan: &MergePlan, report: &Report, sidecars: &[Sidecar]) -> Result<()> {

@@ -13,8 +13,33 @@ use crate::plan::MergePlan;
 
 /// The pool and the workers' buffers.
 pub struct Workers {
+    /// Goes first: it tells its threads to end, and the next field waits for them.
     pool: rayon::ThreadPool,
+    _threads: Threads,
     works: Vec<Mutex<Work>>,
+}
+
+/// The threads of a pool. A pool does not wait for their end; whoever forks after a merge, or counts threads, should
+/// find none of them.
+#[derive(Default)]
+struct Threads(Mutex<Vec<std::thread::JoinHandle<()>>>);
+
+impl Threads {
+    fn start(&self, thread: rayon::ThreadBuilder) -> std::io::Result<()> {
+        let name = format!("rlmerge-{}", thread.index());
+        let started = std::thread::Builder::new().name(name).spawn(|| thread.run())?;
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(started);
+        Ok(())
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        for thread in self.0.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // What they panicked of has been reported as an error.
+            let _ = thread.join();
+        }
+    }
 }
 
 /// A tile: its ordinal in the whole output, its tensor, and its index in the tensor.
@@ -68,14 +93,15 @@ impl TileMap {
 impl Workers {
     /// Starts `threads` workers, each with its buffers.
     pub fn start(threads: usize, work: impl Fn() -> Work) -> Result<Self> {
+        let started = Threads::default();
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
-            .thread_name(|i| format!("rlmerge-{i}"))
+            .spawn_handler(|thread| started.start(thread))
             .build()
             .map_err(|e| Error::Threads { threads, message: e.to_string() })?;
         // The allocator sets something aside for every thread that asks it for anything.
         pool.broadcast(|_| drop(std::hint::black_box(Box::new(0u64))));
-        Ok(Self { works: (0..threads).map(|_| Mutex::new(work())).collect(), pool })
+        Ok(Self { works: (0..threads).map(|_| Mutex::new(work())).collect(), pool, _threads: started })
     }
 
     /// Number of workers.
@@ -133,5 +159,34 @@ impl Workers {
             }
         }
         first_error.map_or(Ok(gathered), Err)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::{CHUNK, Level};
+
+    /// Workers wait for earlier tiles of others, so a panic that stopped only its own would leave them waiting.
+    #[test]
+    fn a_panic_is_a_bug_and_stops_the_other_workers() {
+        let workers = Workers::start(4, || Work::new(Level::choose(), 1, CHUNK)).unwrap();
+        let map = TileMap::of([1000].into_iter());
+        let tile = |_: &mut Work, seen: &mut u64, id: TileId, given_up: &dyn Fn() -> bool| {
+            assert!(id.ordinal != 7, "oh");
+            while id.ordinal > 7 && !given_up() {
+                std::thread::yield_now();
+            }
+            *seen += 1;
+            Ok(())
+        };
+        let error = workers.run(&map, map.all(), &Observer::default(), || 0, tile).unwrap_err();
+        assert_eq!((error.code(), error.exit_code()), ("internal", 1));
+        assert!(
+            error.to_string().contains("a bug in rlmerge") && error.to_string().contains("oh"),
+            "{error}"
+        );
+        let seen = workers.run(&map, 0..7, &Observer::default(), || 0, tile).unwrap();
+        assert_eq!(seen.iter().sum::<u64>(), 7, "the buffers that the panic held are good for the next run");
     }
 }

@@ -12,6 +12,7 @@ use super::memory;
 use super::norms::NormsJob;
 use super::observer::Observer;
 use super::pass::{TileId, TileMap, Workers};
+use super::resume;
 use super::statistics;
 use super::stats::{Statistics, TileStats};
 use super::tile;
@@ -24,7 +25,7 @@ use crate::plan::modifiers::{Alpha, MatchNorm, MatchScope, Treatment};
 use crate::plan::{Action, KEPT_BYTES, MergePlan, PlannedTensor, SELECTION_BYTES, TILE_ELEMENTS, marks};
 use crate::report::{Learnt, TensorReport, Totals};
 use crate::shard::Checkpoint;
-use crate::writer::StagedFile;
+use crate::writer::{Stage, StagedFile};
 
 /// Blocks in the sample that a selection starts from, at most.
 const SAMPLE_BLOCKS: u64 = 128;
@@ -96,6 +97,10 @@ pub struct Run<'a> {
     statistic_norms: Vec<f64>,
     /// The conflict report that is gathered on the way.
     survey: Option<&'a Survey>,
+    /// Whose journal is told of tensors that are finished.
+    stage: Option<&'a Stage>,
+    /// Tensors of the plan that an earlier run finished; empty when there was none.
+    finished: Vec<bool>,
 }
 
 impl<'a> Run<'a> {
@@ -134,6 +139,8 @@ impl<'a> Run<'a> {
             level,
             statistic_norms: Vec::new(),
             survey: None,
+            stage: None,
+            finished: Vec::new(),
         };
         observer.begin(run.bytes_to_go_through(), plan.tensors.len() as u64);
         Ok(run)
@@ -148,6 +155,45 @@ impl<'a> Run<'a> {
             self.observer.begin(self.bytes_to_go_through() + more, self.plan.tensors.len() as u64);
         }
         self
+    }
+
+    /// Tells the journal of a stage of every tensor that is finished.
+    pub fn with_journal(mut self, stage: &'a Stage) -> Self {
+        self.stage = Some(stage);
+        self
+    }
+
+    /// Leaves out the tensors that these records of a journal tell of, where their bytes are in those files that are
+    /// `old` and are what the records say. Gives their number.
+    ///
+    /// A tensor that is merged with numbers learnt over the whole model is merged again: tensors share ties in order.
+    /// A conflict report needs every tensor.
+    pub fn resume(&mut self, records: &[String], old: &[bool]) -> Result<u64> {
+        if self.survey.is_some() {
+            return Ok(0);
+        }
+        let wanted = |tensor: &PlannedTensor| !self.is_whole_model(tensor);
+        let records = resume::read(self.plan, records, old, &wanted);
+        let finished = resume::check(self.plan, self.files, records, &self.workers, self.observer)?;
+        self.finished = vec![false; self.plan.tensors.len()];
+        let count = finished.len() as u64;
+        for (at, tensor) in finished {
+            let planned = &self.plan.tensors[at];
+            self.files[planned.shard].reuse(planned.bytes);
+            if let Some(marks) = self.files.get(self.plan.layout.shards.len()) {
+                marks.reuse(self.plan.mark_rows(planned) as u64 * marks::row_bytes(planned.elements));
+            }
+            self.statistics.keep(at, tensor);
+            self.finished[at] = true;
+        }
+        self.observer.begin(self.bytes_to_go_through(), self.plan.tensors.len() as u64);
+        (0..count).for_each(|_| self.observer.add_tensor());
+        Ok(count)
+    }
+
+    /// Whether nothing is left to do for a tensor in this pass: it was finished by an earlier run, and is not measured.
+    fn is_finished(&self, tensor: usize) -> bool {
+        self.measured.is_none() && self.finished.get(tensor).copied().unwrap_or(false)
     }
 
     /// Gathers the statistics of a conflict report, and merges nothing.
@@ -234,7 +280,7 @@ impl<'a> Run<'a> {
 
     /// Source bytes of all passes, for progress.
     fn bytes_to_go_through(&self) -> u64 {
-        let of = |t: &PlannedTensor| {
+        let of = |(at, t): (usize, &PlannedTensor)| {
             let passes = self.plan.passes(t);
             let scanned = passes.whole_model || t.tiles() > 1;
             let once = if scanned { 1 + u64::from(passes.scans) } else { 1 };
@@ -245,11 +291,12 @@ impl<'a> Run<'a> {
                 MatchScope::Model => 1,
                 MatchScope::Tensor => u64::from(t.tiles() > 1 || passes.whole_model),
             };
-            self.plan.source_bytes(t) * (once * (1 + u64::from(measured)) + norms)
+            let merging = if self.is_finished(at) { 0 } else { once };
+            self.plan.source_bytes(t) * (merging + once * u64::from(measured) + norms)
         };
         let checked =
             self.plan.statistics_to_check().iter().map(|s| s.source.end - s.source.begin).sum::<u64>();
-        checked + self.plan.tensors.iter().map(of).sum::<u64>()
+        checked + self.plan.tensors.iter().enumerate().map(of).sum::<u64>()
     }
 
     /// Merges all tensors into the files.
@@ -409,7 +456,7 @@ impl<'a> Run<'a> {
             self.observer,
             || (),
             |work, (), id, _| {
-                if self.plan.tensors[id.tensor].action != Action::Compare {
+                if self.plan.tensors[id.tensor].action != Action::Compare || self.is_finished(id.tensor) {
                     return Ok(());
                 }
                 let slice = Slice::tile(self.plan, self.models, id);
@@ -435,7 +482,10 @@ impl<'a> Run<'a> {
             |work, (), id, _| {
                 let tensor = &self.plan.tensors[id.tensor];
                 // Those were dealt with before.
-                if tensor.action == Action::Compare || self.is_whole_model(tensor) {
+                if tensor.action == Action::Compare
+                    || self.is_whole_model(tensor)
+                    || self.is_finished(id.tensor)
+                {
                     return Ok(());
                 }
                 self.read_ahead(id, &tiles);
@@ -499,6 +549,9 @@ impl<'a> Run<'a> {
 
     /// A tensor of several tiles: scans by all workers until everything is learnt, then its tiles.
     fn merge_scanned(&self, at: usize) -> Result<()> {
+        if self.is_finished(at) {
+            return Ok(());
+        }
         let tensor = &self.plan.tensors[at];
         if let Some(survey) = self.survey {
             self.survey_tensor(survey, at)?;
@@ -687,8 +740,12 @@ impl<'a> Run<'a> {
         self.put_marks(slice, id, &mut stats)?;
         slice.release();
         self.observer.add_bytes(slice.source_bytes());
-        if self.statistics.add(self.plan, id.tensor, id.index, stats) {
+        if let Some(finished) = self.statistics.add(self.plan, id.tensor, id.index, stats) {
             slice.check_unchanged()?;
+            if let Some(stage) = self.stage {
+                stage.record(&resume::record(id.tensor, &finished));
+            }
+            self.statistics.keep(id.tensor, finished);
             self.observer.add_tensor();
         }
         Ok(())

@@ -43,11 +43,21 @@ pub struct TileStats {
     pub sums: Vec<f64>,
 }
 
+/// A tensor that is done.
+#[derive(Debug, Clone)]
+pub struct Finished {
+    /// What is said of it.
+    pub report: TensorReport,
+    /// Its tiles.
+    pub tiles: u64,
+    /// Of which copied.
+    pub tiles_copied: u64,
+}
+
 /// Statistics of all tensors. A tensor's tiles are kept only until the last one has come.
 pub struct Statistics {
     open: Vec<Mutex<Vec<Option<TileStats>>>>,
-    done: Vec<Mutex<Option<TensorReport>>>,
-    totals: Mutex<Totals>,
+    done: Vec<Mutex<Option<Finished>>>,
 }
 
 impl Statistics {
@@ -56,12 +66,11 @@ impl Statistics {
         Self {
             open: plan.tensors.iter().map(|_| Mutex::new(Vec::new())).collect(),
             done: plan.tensors.iter().map(|_| Mutex::new(None)).collect(),
-            totals: Mutex::new(Totals { tensors: plan.tensors.len() as u64, ..Totals::default() }),
         }
     }
 
-    /// Adds a tile; true when it was the tensor's last.
-    pub fn add(&self, plan: &MergePlan, tensor: usize, tile: u64, stats: TileStats) -> bool {
+    /// Adds a tile; gives the tensor when it was its last.
+    pub fn add(&self, plan: &MergePlan, tensor: usize, tile: u64, stats: TileStats) -> Option<Finished> {
         let planned = &plan.tensors[tensor];
         let tiles = {
             let mut open = self.open[tensor].lock().unwrap_or_else(PoisonError::into_inner);
@@ -70,29 +79,37 @@ impl Statistics {
             }
             open[tile as usize] = Some(stats);
             if open.iter().rev().any(Option::is_none) {
-                return false;
+                return None;
             }
             std::mem::take(&mut *open)
         };
         let tiles: Vec<TileStats> = tiles.into_iter().flatten().collect();
-        let report = summarise(plan, planned, &tiles);
-        let copied = tiles.iter().filter(|t| t.copied).count() as u64;
-        let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
-        totals.tiles += tiles.len() as u64;
-        totals.tiles_copied += copied;
-        totals.tensors_copied += u64::from(report.action == "copied");
-        totals.non_finite_inputs += report.non_finite.inputs.iter().sum::<u64>();
-        totals.non_finite_output += report.non_finite.output;
-        totals.non_finite_made_here += report.non_finite.made_here;
-        *self.done[tensor].lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
-        true
+        Some(Finished {
+            report: summarise(plan, planned, &tiles),
+            tiles: tiles.len() as u64,
+            tiles_copied: tiles.iter().filter(|t| t.copied).count() as u64,
+        })
+    }
+
+    /// Keeps a tensor that is done.
+    pub fn keep(&self, tensor: usize, finished: Finished) {
+        *self.done[tensor].lock().unwrap_or_else(PoisonError::into_inner) = Some(finished);
     }
 
     /// Reports of all tensors, in the order of the plan, and their sums.
     pub fn finish(self) -> (Vec<TensorReport>, Totals) {
-        let reports =
-            self.done.into_iter().filter_map(|d| d.into_inner().unwrap_or_else(PoisonError::into_inner));
-        (reports.collect(), self.totals.into_inner().unwrap_or_else(PoisonError::into_inner))
+        let mut totals = Totals { tensors: self.done.len() as u64, ..Totals::default() };
+        let done = self.done.into_iter().map(|d| d.into_inner().unwrap_or_else(PoisonError::into_inner));
+        let reports = done.flatten().map(|Finished { report, tiles, tiles_copied }| {
+            totals.tiles += tiles;
+            totals.tiles_copied += tiles_copied;
+            totals.tensors_copied += u64::from(report.action == "copied");
+            totals.non_finite_inputs += report.non_finite.inputs.iter().sum::<u64>();
+            totals.non_finite_output += report.non_finite.output;
+            totals.non_finite_made_here += report.non_finite.made_here;
+            report
+        });
+        (reports.collect(), totals)
     }
 }
 

@@ -244,6 +244,8 @@ impl MergePlan {
             io: request.io,
             durability: request.durability,
             force: request.force,
+            resume: false,
+            verify: false,
             strict: false,
             on_overflow: super::recipe::OnOverflow::default(),
             int_from: None,

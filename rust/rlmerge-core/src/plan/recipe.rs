@@ -152,6 +152,12 @@ pub struct Recipe {
     /// Whether an existing output may be replaced.
     #[serde(default)]
     pub force: bool,
+    /// Whether to go on with what a killed run of the same merge left.
+    #[serde(default)]
+    pub resume: bool,
+    /// Whether everything is read back before it is published.
+    #[serde(default)]
+    pub verify: bool,
     /// Whether NaN or infinity in the output is an error.
     #[serde(default)]
     pub strict: bool,

@@ -1,8 +1,9 @@
 //! What a merge did, as plain data (schema `rlmerge.report/1`).
 
 pub mod conflicts;
+pub mod verification;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::dtype::DType;
@@ -18,7 +19,7 @@ impl Serialize for Norm {
 }
 
 /// NaN and infinite values of one tensor.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NonFiniteCounts {
     /// In each model, base first; only models that were read count.
     pub inputs: Vec<u64>,
@@ -157,4 +158,8 @@ pub struct Report {
     /// The file of masks, where the method writes one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub masks: Option<MarksReport>,
+    /// Tensors that an earlier run had finished. Not part of what is written: a run that went on with another one
+    /// writes the same bytes as one that was never broken.
+    #[serde(skip)]
+    pub tensors_reused: u64,
 }

@@ -34,4 +34,4 @@ pub use inspect::inspect;
 pub use links::refuse_links;
 pub use mapping::Mapping;
 pub use quantised::quantised;
-pub use source::{FileIdentity, Shard, read_report};
+pub use source::{FileIdentity, Shard, read_report, read_report_file};

@@ -249,16 +249,23 @@ const MAX_REPORT_BYTES: u64 = 256 << 20;
 /// # Errors
 /// [`Error::NotACheckpoint`] when the folder has none, [`Error::BadConfig`] when it is not JSON.
 pub fn read_report(folder: &Path) -> Result<serde_json::Value> {
-    let path = folder.join(REPORT);
-    let bad = |message: String| Error::BadConfig { path: path.clone(), message };
     look(folder)?;
-    let text = read_bounded(&path, MAX_REPORT_BYTES, bad).map_err(|e| match e {
+    read_report_file(&folder.join(REPORT)).map_err(|e| match e {
         Error::ModelNotFound { .. } => {
             let message = format!("holds no `{REPORT}`: not a folder that rlmerge merged");
             Error::NotACheckpoint { path: folder.to_path_buf(), message }
         }
         other => other,
-    })?;
+    })
+}
+
+/// A report in a file of any name.
+///
+/// # Errors
+/// [`Error::ModelNotFound`] when there is none, [`Error::BadConfig`] when it is not JSON.
+pub fn read_report_file(path: &Path) -> Result<serde_json::Value> {
+    let bad = |message: String| Error::BadConfig { path: path.to_path_buf(), message };
+    let text = read_bounded(path, MAX_REPORT_BYTES, bad)?;
     serde_json::from_slice(&text).map_err(|e| bad(format!("not JSON: {e}")))
 }
 

@@ -7,6 +7,7 @@ use rustix::fd::AsFd;
 use rustix::fs::{AtFlags, RenameFlags, renameat, renameat_with, statat};
 use rustix::io::Errno;
 
+use super::journal;
 use super::replace::{self, Found};
 use super::stage::Stage;
 use super::sync;
@@ -27,6 +28,8 @@ impl Stage {
     /// synced; [`Error::Internal`] when a file was not finished.
     pub fn commit(mut self) -> Result<()> {
         let single = self.check_finished()?;
+        journal::remove(&self.dir)
+            .map_err(|e| Error::io(&self.target.path, "removing the journal of the stage", e))?;
         if self.target.durability != Durability::None {
             match sync::folder(&self.dir) {
                 // Some file systems sync no folders; the sync of the parent then says so.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{FallocateFlags, fallocate, ftruncate};
-use rustix::io::{Errno, pwrite, retry_on_intr};
+use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate, ftruncate};
+use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 
 use super::{space, sync, writeback};
 use crate::error::{Error, Result};
@@ -93,6 +93,27 @@ impl StagedFile {
         Ok(())
     }
 
+    /// Counts bytes as written that an earlier run wrote, and that were found to be what it said.
+    pub fn reuse(&self, bytes: u64) {
+        self.written.fetch_add(bytes, Relaxed);
+    }
+
+    /// Reads the bytes from `offset` on into all of `out`; only of a file that was [reopened](super::Stage::reopen).
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn read_all_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        let mut done = 0;
+        while done < out.len() {
+            match retry_on_intr(|| pread(&self.fd, &mut out[done..], offset + done as u64)) {
+                Ok(0) => return Err(Error::io(&self.path, "reading", std::io::ErrorKind::UnexpectedEof)),
+                Ok(n) => done += n,
+                Err(e) => return Err(Error::io(&self.path, "reading", e)),
+            }
+        }
+        Ok(())
+    }
+
     /// Lets the disk begin with a range that is written, while the next one is computed. Only a
     /// hint: errors show in [`finish`](Self::finish). Without durability nobody waits for the disk, so nothing.
     pub fn start_writeback(&self, offset: u64, len: u64) {
@@ -142,8 +163,14 @@ impl StagedFile {
             State::FINISHED => {}
             _ => return Err(Error::io(&self.path, "fsync", Errno::IO)),
         }
+        writeback::close_one(self.fd.as_fd()).map_err(|e| self.refused("closing the file", 0, e))?;
         self.state.0.store(State::FINISHED, Relaxed);
         Ok(())
+    }
+
+    /// Lets go of the memory that holds the file's bytes, so that who reads it asks the disk. Only a hint.
+    pub fn forget(&self) {
+        let _ = fadvise(&self.fd, 0, None, Advice::DontNeed);
     }
 
     fn refused(&self, action: &'static str, needed: u64, errno: Errno) -> Error {

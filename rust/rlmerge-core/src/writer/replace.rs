@@ -105,7 +105,7 @@ pub(super) fn entries(output: &Path, folder: &Path) -> Result<Vec<Entry>> {
         .map_err(|e| Error::io(output, "listing the folder at the output path", e))
 }
 
-fn entries_of(dir: impl AsFd) -> io::Result<Vec<Entry>> {
+pub(super) fn entries_of(dir: impl AsFd) -> io::Result<Vec<Entry>> {
     let mut out = Vec::new();
     for entry in Dir::read_from(&dir)? {
         let entry = entry?;
