@@ -1,6 +1,8 @@
 """Every error of the closed table, brought about in earnest: a code without a scenario fails here."""
 
 import _thread
+import contextlib
+import fcntl
 import json
 import os
 import re
@@ -56,12 +58,12 @@ class Here:
             fields["tensor"], fields["hint"],
         )  # fmt: skip
 
-    def strace(self, *options: str):
+    def strace(self, *options: str, more: tuple[str, ...] = ()):
         """Merges with system calls that fail by order."""
         strace = shutil.which("strace")
         if not strace or subprocess.run([strace, "-o", os.devnull, "true"], capture_output=True).returncode:
             pytest.skip("needs strace, and leave to trace")
-        self.command(strace, "-f", "-qq", "-o", os.devnull, *options)
+        self.command(strace, "-f", "-qq", "-o", os.devnull, *options, more=more)
 
 
 def input_changed(here):
@@ -174,7 +176,39 @@ def opaque(here):
     here.merge()
 
 
+def output_locked(here):
+    # A folder with the name of a stage, and the lock that a living run would hold on it.
+    stage = here.root / f".out.safetensors.rlmerge-{os.getpid()}-0123456789abcdef.partial"
+    stage.mkdir()
+    held = os.open(stage, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        here.merge()
+    finally:
+        os.close(held)
+
+
+def stage_differs(here):
+    for name in ("a", "b"):
+        here.write(name, {f"t{i}": np.ones(64, np.float32) for i in range(12)})
+    # Whoever is killed says nothing.
+    with contextlib.suppress(json.JSONDecodeError):
+        here.strace("-e", "trace=pwrite64", "-e", "inject=pwrite64:signal=KILL:when=6", more=("--threads", "1"))
+    here.merge(resume=True, weight=[0.3, 0.7])
+
+
+def read_back_differs(here):
+    # The first write is the header's. Of the others the system says of one that it is done, and does nothing.
+    for name in ("a", "b"):
+        here.write(name, {f"t{i}": np.ones(64, np.float32) for i in range(12)})
+    lie = ("-e", "trace=pwrite64", "-e", "inject=pwrite64:retval=256:when=5")
+    here.strace(*lie, more=("--verify", "--threads", "1"))
+
+
 SCENARIOS = {
+    "output_locked": output_locked,
+    "stage_differs": stage_differs,
+    "read_back_differs": read_back_differs,
     "recipe_invalid": lambda here: here.merge(dtype="I8"),
     "unknown_method": lambda here: here.merge(method="tise"),
     "unknown_parameter": lambda here: here.merge(parameters={"wieght": 1}),

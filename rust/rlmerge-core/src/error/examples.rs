@@ -99,10 +99,20 @@ pub fn examples() -> Vec<Error> {
             message: "`notes.txt` is no part of a model".into(),
         },
         Error::OutputIsInput { path: at("math"), input: at("math"), relation: "is" },
+        Error::OutputLocked { path: at("merged"), pid: 4711 },
+        Error::StageDiffers {
+            path: at(".merged.rlmerge-4711-2c1f0a9b8d7e6f50.partial"),
+            message: "its recipe was another one".into(),
+        },
         Error::NonFinite { tensor: tensor(), message: "the norm in expert `math` has no value".into() },
         Error::NonFiniteOutput { count: 3, tensors: 1, tensor: tensor(), element: 262_145 },
         Error::Overflow { count: 3, tensors: 1, tensor: tensor(), dtype: "F16", element: 262_145 },
         Error::ChecksumMismatch { path: at("merged"), tensor: tensor() },
+        Error::ReadBackDiffers {
+            path: at("merged/model-00001-of-00002.safetensors"),
+            message: "its bytes have BLAKE3 d4…, the merge wrote 9a…".into(),
+            tensor: Some(tensor()),
+        },
         Error::Cancelled,
         Error::Internal { message: "index out of bounds".into() },
     ]
