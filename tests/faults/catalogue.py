@@ -630,7 +630,7 @@ def descriptors(scene: Scene) -> None:
         run = scene.shell(f"ulimit -n {count}; $M -o out")
         scene.look(run, (0, 5), f"{count} descriptors", "" if run.returncode == 0 else "oo many open files")
     many = scene.root / "many"
-    (many / "in").mkdir(parents=True)
+    many.mkdir()
     from tests import models
 
     tensors = {f"t{i}": np.full(4, i, np.float32) for i in range(300)}
@@ -761,7 +761,9 @@ def odd_files(scene: Scene) -> None:
         (odd / "model" / config).unlink(missing_ok=True)
         os.mkfifo(odd / "model" / config)
         run = scene.rlmerge("merge", "odd/model", "b", "-m", "linear", "-o", "out", wait=20)
-        scene.check(run, (3, 5), f"a pipe as {config}")
+        # What is only copied is left out.
+        scene.check(run, (3, 5) if config == "config.json" else (0, 3, 5), f"a pipe as {config}")
+        scene.clear()
         (odd / "model" / config).unlink()
     listening.close()
     shutil.rmtree(odd)
@@ -804,7 +806,8 @@ def resumed(scene: Scene) -> None:
             kept = {path.name: path.stat().st_ino for path in scene.merge.output.glob("*.safetensors")}
             if any(kept.get(name) != inode for name, inode in files.items()):
                 scene.wrong.append(f"write {at}: a file was made anew")
-        scene.look(again, (0,), f"write {at}")
+        # Before the journal has its first two lines nothing says what a stage is for, and it is left to `rlmerge clean`.
+        scene.look(again, (0,), f"write {at}", stage=at <= 2)
     scene.clear()
 
 
@@ -861,7 +864,7 @@ def power(scene: Scene) -> None:
     needs("strace")
     root = str(scene.root.resolve())
     states = 0
-    for more in ([], ["--threads", "1"]):
+    for more in ([], ["--threads", "2"]):
         command = [*STRACE, "-y", "-qq", "-s", "0", "-o", "trace", "-e", f"trace={power_cut.CALLS}"]
         run = scene.run(*command, *scene.merge.command(*more))
         disk = power_cut.Disk(root)

@@ -13,6 +13,21 @@ _FD = re.compile(r"^(-?\w+)<([^>]*)>")
 CALLS = "mkdirat,openat,fallocate,ftruncate,pwrite64,write,fsync,fdatasync,renameat2,renameat,unlinkat,unlink,rename"
 
 
+def finished(lines: list[str]) -> list[str]:
+    """The calls in the order in which they ended: the log shows one that another thread's came into in two parts."""
+    begun: dict[str, str] = {}
+    whole = []
+    for line in lines:
+        thread = line.split(" ", 1)[0]
+        if line.endswith("<unfinished ...>"):
+            begun[thread] = line.removesuffix("<unfinished ...>").rstrip()
+        elif " resumed>" in line:
+            whole.append(begun.pop(thread, "") + line.split(" resumed>", 1)[1])
+        else:
+            whole.append(line)
+    return whole
+
+
 @dataclass
 class File:
     """Bytes that are in the cache, and those on the disk."""
@@ -43,7 +58,7 @@ class Disk:
     def replay(self, lines: list[str], out: str) -> tuple[int, list[str]]:
         """Replays a log; gives the number of states that were looked at, and what was wrong."""
         wrong, states = [], 0
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(finished(lines), 1):
             found = _CALL.match(line)
             if found is None or int(found[3]) < 0:
                 continue

@@ -24,6 +24,7 @@ __all__ = ["reported"]
 @contextmanager
 def reported(out: Output) -> Iterator[None]:
     """Run a command's body; print what it raises and exit with the documented code."""
+    _signals.begin()
     try:
         yield
         flush()

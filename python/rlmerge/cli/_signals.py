@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = ["exit_code", "handle"]
+__all__ = ["begin", "end", "exit_code", "handle"]
 
 _received: list[int] = []
+# Whether a command is at work that has something to remove. At other times a signal ends the process at once: an
+# exception would come out of an import, or of the parser of the command line, which has exit codes of its own.
+_at_work = [False]
 
 
 def handle() -> None:
@@ -25,13 +28,23 @@ def handle() -> None:
             signal.signal(number, _interrupt)
 
 
+def begin() -> None:
+    """Say that from now on a command cleans up after an interruption."""
+    _at_work[0] = True
+
+
+def end() -> None:
+    """Say that nothing is left to clean up."""
+    _at_work[0] = False
+
+
 def exit_code() -> int:
     """Return the exit code of an interrupted command: 130 after Ctrl-C, 143 after SIGTERM."""
     return 128 + (_received[0] if _received else signal.SIGINT)
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
-    if number == signal.SIGINT and number in _received:
+    if not _at_work[0] or (number == signal.SIGINT and number in _received):
         os._exit(128 + number)
     _received.append(number)
     raise KeyboardInterrupt

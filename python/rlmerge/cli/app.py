@@ -51,4 +51,6 @@ def _run() -> int:
         app(prog_name="rlmerge")
     except SystemExit as end:
         code = end.code
+    finally:
+        _signals.end()
     return code if isinstance(code, int) else 0 if code is None else 1

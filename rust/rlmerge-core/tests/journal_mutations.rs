@@ -5,6 +5,7 @@
 //! going on with it writes the bytes of an unbroken run or refuses, and touches nothing but the stage and the output.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+#[allow(dead_code, reason = "other tests use the rest")]
 mod models;
 
 use std::collections::BTreeMap;
