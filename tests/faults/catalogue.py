@@ -806,7 +806,7 @@ def resumed(scene: Scene) -> None:
             kept = {path.name: path.stat().st_ino for path in scene.merge.output.glob("*.safetensors")}
             if any(kept.get(name) != inode for name, inode in files.items()):
                 scene.wrong.append(f"write {at}: a file was made anew")
-        # Before the journal has its first two lines nothing says what a stage is for, and it is left to `rlmerge clean`.
+        # Before the journal has its first two lines nothing says what a stage is for: it stays.
         scene.look(again, (0,), f"write {at}", stage=at <= 2)
     scene.clear()
 
@@ -939,7 +939,7 @@ def recipes(scene: Scene) -> None:
 
 
 @fault(
-    "§2.2, 5", "a disk that says it wrote and did not, with `--verify`", "exit 8, names the tensor; nothing published"
+    "§2.2 step 5", "a disk that says it wrote and did not, `--verify`", "exit 8, names the tensor; nothing published"
 )
 def lying_disk(scene: Scene) -> None:
     needs("strace")
@@ -957,5 +957,5 @@ def lying_disk(scene: Scene) -> None:
     scene.look(scene.run(*scene.merge.command("--verify")), (0,), "a disk that does not lie")
 
 
-elsewhere("§2.2, 8", "dm-flakey, dm-log-writes: a block device that drops or reorders writes", "absent or whole",
+elsewhere("§2.2 step 8", "dm-flakey, dm-log-writes: a block device that drops or reorders writes", "absent or whole",
           "no device mapper here; F60 replays the calls instead")  # fmt: skip
