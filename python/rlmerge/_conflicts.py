@@ -491,6 +491,23 @@ def conflicts(
     return report_of(raw, names, found, notes)
 
 
+def difference(
+    before: str, after: str, *, threads: int | None = None, progress: Callable[[Progress], None] | None = None
+) -> ConflictReport:
+    """Measure what changed between two checkpoints in the tensors that both have; ``raw["unmatched"]`` lists others."""
+    check_paths([before, after])
+    a, b = resolve_model(before), resolve_model(after)
+    request = {
+        "base": a.path,
+        "base_adapter": a.adapter,
+        "experts": [{"path": b.path, "adapter": b.adapter}],
+        "threads": None if threads is None else check_integer("threads", threads, 1, 1024),
+        "common": True,
+    }
+    raw: dict[str, Any] = json.loads(_core.conflicts(json.dumps(request), "{}", progress))
+    return report_of(raw, _names([after]), [], [])
+
+
 def settings_json(*, epsilon: float, relative: float, density: float, low: float, lambda_: float) -> str:
     """Return what counts as changed, large and small, for the core."""
     settings = {"epsilon": epsilon, "relative": relative, "density": density, "low": low, "lambda": lambda_}

@@ -2,6 +2,7 @@
 
 mod columns;
 mod conflicts;
+mod counters;
 mod deltas;
 mod digest;
 mod element;
