@@ -95,9 +95,7 @@ def run_rounds(bench: Bench, rounds: int, threads: int, inputs: list[Path]) -> d
             plain[method.name].append(bench.merge(method))
             written = tensors((bench.out / "rlmerge.json").read_bytes())
             prepare(bench.out, read)
-            command = method.command(
-                bench.rlmerge, bench.trio, bench.out, threads, ["--report", str(page), "--force"]
-            )
+            command = method.command(bench.rlmerge, bench.trio, bench.out, threads, ["--report", str(page), "--force"])
             both[method.name].append(measure(command))
             if tensors((bench.out / "rlmerge.json").read_bytes()) != written:
                 raise SystemExit(f"{method.name}: with a report it wrote other tensors")
