@@ -32,8 +32,6 @@ const SHIFT_NARROW: u32 = f32::MANTISSA_DIGITS - 1 - FRACTION;
 const OFFSET: u64 = ((1023 + LOWEST) as u64) << FRACTION;
 const MAGNITUDE: u64 = u64::MAX >> 1;
 const MAGNITUDE_NARROW: u32 = u32::MAX >> 1;
-/// Lanes that are summed at a time where there are many sums: as many as registers hold.
-const HALF: usize = LANES / 2;
 
 /// A magnitude to eight significant bits, as a small number that orders like it. Zero has key 0.
 #[inline(always)]
@@ -204,66 +202,6 @@ fn only(when: bool, value: f64) -> f64 {
     f64::from_bits(value.to_bits() & 0u64.wrapping_sub(u64::from(when)))
 }
 
-/// The sums of a pair over half of the lanes, from lane `FROM` on.
-#[inline(always)]
-fn pair_half<const FROM: usize, T: Width>(
-    a: &[T],
-    b: &[T],
-    epsilon: f64,
-    lanes: &mut [Lanes; 9],
-) -> (u64, u64) {
-    let part = |lanes: &Lanes| {
-        let mut part = [0.0; HALF];
-        part.copy_from_slice(&lanes[FROM..FROM + HALF]);
-        part
-    };
-    let [
-        mut dots,
-        mut negatives,
-        mut squares,
-        mut negative_squares,
-        mut shared_dots,
-        mut shared_a,
-        mut shared_b,
-        mut a_on_b,
-        mut b_on_a,
-    ] = [0, 1, 2, 3, 4, 5, 6, 7, 8].map(|at| part(&lanes[at]));
-    let (mut both, mut opposed) = ([0u64; HALF], [0u64; HALF]);
-    let mut one = |a: T, b: T, i: usize| {
-        let (a, b): (f64, f64) = (a.into(), b.into());
-        let (in_a, in_b) = (a.abs() > epsilon, b.abs() > epsilon);
-        let product = a * b;
-        let is_negative = product < 0.0;
-        let square = product * product;
-        dots[i] += product;
-        negatives[i] -= only(is_negative, product);
-        squares[i] += square;
-        negative_squares[i] += only(is_negative, square);
-        let (in_both, square_a, square_b) = (in_a & in_b, a * a, b * b);
-        shared_dots[i] += only(in_both, product);
-        shared_a[i] += only(in_both, square_a);
-        shared_b[i] += only(in_both, square_b);
-        a_on_b[i] += only(in_b, square_a);
-        b_on_a[i] += only(in_a, square_b);
-        both[i] += u64::from(in_both);
-        opposed[i] += u64::from(in_both & is_negative);
-    };
-    let ((rows_a, tail_a), (rows_b, tail_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    for (x, y) in rows_a.iter().zip(rows_b) {
-        for i in 0..HALF {
-            one(x[FROM + i], y[FROM + i], i);
-        }
-    }
-    for (i, (x, y)) in tail_a.iter().zip(tail_b).skip(FROM).take(HALF).enumerate() {
-        one(*x, *y, i);
-    }
-    let all = [dots, negatives, squares, negative_squares, shared_dots, shared_a, shared_b, a_on_b, b_on_a];
-    for (lanes, sums) in lanes.iter_mut().zip(all) {
-        lanes[FROM..FROM + HALF].copy_from_slice(&sums);
-    }
-    (both.iter().sum(), opposed.iter().sum())
-}
-
 macro_rules! width {
     ($ty:ty, $numbers:ident, |$narrow:ident, $wide:ident| $buffer:ident, $floor:path, $ceil:path, $count_keys:path) => {
         const _: () = {
@@ -290,7 +228,8 @@ macro_rules! width {
                 visible: impl Fn($ty, $ty) -> bool,
             ) -> Changes {
                 // Counters of one chunk; a row adds at most one to each.
-                let mut counts = [[0u32; LANES]; 5];
+                let (mut different, mut absolute, mut relatively) = ([0u32; LANES], [0u32; LANES], [0u32; LANES]);
+                let (mut visibly, mut non_finite) = ([0u32; LANES], [0u32; LANES]);
                 let mut peaks = [0.0; LANES];
                 let mut one = |x: $ty, b: $ty, out: &mut $ty, i: usize| {
                     let delta = x - b;
@@ -298,11 +237,11 @@ macro_rules! width {
                     let size = delta.abs();
                     let (large, small) = (x.abs(), b.abs());
                     let large = if small > large { small } else { large };
-                    counts[0][i] += u32::from(x.to_bits() != b.to_bits());
-                    counts[1][i] += u32::from(size > epsilon);
-                    counts[2][i] += u32::from(size > relative * large);
-                    counts[3][i] += u32::from(visible(x, b));
-                    counts[4][i] += u32::from(!size.is_finite());
+                    different[i] += u32::from(x.to_bits() != b.to_bits());
+                    absolute[i] += u32::from(size > epsilon);
+                    relatively[i] += u32::from(size > relative * large);
+                    visibly[i] += u32::from(visible(x, b));
+                    non_finite[i] += u32::from(!size.is_finite());
                     peaks[i] = if size > peaks[i] { size } else { peaks[i] };
                 };
                 let ((rows_x, tail_x), (rows_b, tail_b)) = (expert.as_chunks::<LANES>(), base.as_chunks::<LANES>());
@@ -316,7 +255,7 @@ macro_rules! width {
                     one(*x, *b, o, i);
                 }
                 let [different, absolute, relative, visible, non_finite] =
-                    counts.map(|of| of.iter().map(|c| u64::from(*c)).sum());
+                    [different, absolute, relatively, visibly, non_finite].map(|of| of.iter().map(|c| u64::from(*c)).sum());
                 let peak = f64::from(peaks.into_iter().fold(0.0, <$ty>::max));
                 Changes { different, absolute, relative, visible, non_finite, peak }
             }
@@ -359,11 +298,42 @@ macro_rules! width {
             }
 
             kernel! {
-                fn add_pair(a: &[$ty], b: &[$ty], epsilon: f64, lanes: &mut [Lanes]) -> (u64, u64) {
-                    let Some(lanes) = lanes.first_chunk_mut::<9>() else { return (0, 0) };
-                    let (low, high) =
-                        (pair_half::<0, $ty>(a, b, epsilon, lanes), pair_half::<HALF, $ty>(a, b, epsilon, lanes));
-                    (low.0 + high.0, low.1 + high.1)
+                fn add_products(a: &[$ty], b: &[$ty], lanes: &mut [Lanes]) {
+                    let [dots, negatives, squares, negative_squares] = lanes else { return };
+                    let (mut d, mut n, mut s, mut m) = (*dots, *negatives, *squares, *negative_squares);
+                    rows!(|i| {
+                        let product = f64::from(a) * f64::from(b);
+                        let negative = only(product < 0.0, product);
+                        d[i] += product;
+                        n[i] -= negative;
+                        s[i] += product * product;
+                        m[i] += negative * negative;
+                    }, a, b);
+                    (*dots, *negatives, *squares, *negative_squares) = (d, n, s, m);
+                }
+            }
+
+            kernel! {
+                fn add_overlap(a: &[$ty], b: &[$ty], epsilon: f64, lanes: &mut [Lanes]) -> (u64, u64) {
+                    let [dots, squares_a, squares_b, a_on_b, b_on_a] = lanes else { return (0, 0) };
+                    let (mut d, mut s, mut t, mut u, mut v) = (*dots, *squares_a, *squares_b, *a_on_b, *b_on_a);
+                    let (mut both, mut opposed) = ([0u64; LANES], [0u64; LANES]);
+                    rows!(|i| {
+                        let (a, b) = (f64::from(a), f64::from(b));
+                        let (in_a, in_b) = (a.abs() > epsilon, b.abs() > epsilon);
+                        let product = a * b;
+                        let a_there = only(in_b, a * a);
+                        let b_there = only(in_a, b * b);
+                        u[i] += a_there;
+                        v[i] += b_there;
+                        d[i] += only(in_a & in_b, product);
+                        s[i] += only(in_a, a_there);
+                        t[i] += only(in_b, b_there);
+                        both[i] += u64::from(in_a & in_b);
+                        opposed[i] += u64::from(in_a & in_b & (product < 0.0));
+                    }, a, b);
+                    (*dots, *squares_a, *squares_b, *a_on_b, *b_on_a) = (d, s, t, u, v);
+                    (both.iter().sum(), opposed.iter().sum())
                 }
             }
 
@@ -482,7 +452,10 @@ macro_rules! width {
                     add_moments(level, delta, epsilon, lanes);
                 }
                 fn add_pair(level: Level, a: &[Self], b: &[Self], epsilon: f64, lanes: &mut [Lanes]) -> (u64, u64) {
-                    add_pair(level, a, b, epsilon, lanes)
+                    // Two loops, since one would have more sums than there are registers.
+                    let (products, overlap) = lanes.split_at_mut(4);
+                    add_products(level, a, b, products);
+                    add_overlap(level, a, b, epsilon, overlap)
                 }
                 fn add_owners(level: Level, delta: &[Self], epsilon: f64, owners: &mut [f64]) {
                     add_owners(level, delta, epsilon, owners);
