@@ -1,7 +1,9 @@
 //! The statistics of a conflict report, gathered in two scans of each tensor while it is at hand: the first sums,
 //! counts and histograms everything that needs no threshold, the second what lies beyond thresholds that the
-//! histograms gave. The disk is read once; tensors of one tile go through both scans in the processor's cache.
+//! histograms gave. The disk is read once; tensors of one tile go through both scans in the processor's cache. Spectral
+//! statistics ([`spectra`]) come after, because they need whole matrices.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -11,11 +13,13 @@ use super::counters::Counters;
 use super::job::{Chunk, Job, Partial, Scratch, Ties};
 use super::observer::Observer;
 use super::run::Run;
+use super::spectra::{self, Spectral};
 use crate::error::{Error, Result};
 use crate::kernel::lanes::Lanes;
 use crate::kernel::stats::{self, KEYS, Thresholds, Width};
 use crate::plan::{Action, MergePlan, PlannedTensor, role};
 use crate::report::conflicts::{Conflicts, Sums, TOP, TensorConflicts, pairs};
+use crate::report::spectra::Spectra;
 use crate::shard::Checkpoint;
 
 /// What counts as changed, large and small.
@@ -32,11 +36,23 @@ pub struct SurveySettings {
     pub low: f64,
     /// λ of the direction retention.
     pub lambda: f64,
+    /// Whether spectral statistics are wanted.
+    pub spectral: bool,
+    /// Most directions of each matrix that spectral statistics follow.
+    pub directions: u32,
 }
 
 impl Default for SurveySettings {
     fn default() -> Self {
-        Self { epsilon: 1e-5, relative: 1e-3, density: 0.2, low: 0.3, lambda: 1.0 }
+        Self {
+            epsilon: 1e-5,
+            relative: 1e-3,
+            density: 0.2,
+            low: 0.3,
+            lambda: 1.0,
+            spectral: false,
+            directions: 32,
+        }
     }
 }
 
@@ -66,6 +82,14 @@ impl SurveySettings {
                 });
             }
         }
+        if !(1..=spectra::MOST_DIRECTIONS).contains(&settings.directions) {
+            return Err(Error::ParameterOutOfRange {
+                parameter: "directions".into(),
+                place: "the report".into(),
+                value: settings.directions.to_string(),
+                expected: format!("1 to {}", spectra::MOST_DIRECTIONS),
+            });
+        }
         Ok(settings)
     }
 }
@@ -90,14 +114,25 @@ pub fn survey(
     observer: &Observer,
 ) -> Result<Value> {
     let survey = Survey::new(plan, settings)?;
-    Run::new(plan, models, &[], observer)?.survey(&survey)?;
+    let more = if settings.spectral { spectra::bytes(plan) } else { 0 };
+    Run::new(plan, models, &[], observer)?.survey(&survey, more)?;
+    let mut warnings: Vec<String> = models.iter().flat_map(|m| m.warnings().iter().cloned()).collect();
+    if settings.spectral {
+        let spectral = Spectral {
+            directions: settings.directions as usize,
+            epsilon: settings.epsilon,
+            share: settings.low,
+        };
+        let (found, left_out) = spectra::gather(plan, models, spectral, observer)?;
+        survey.put_spectra(found);
+        warnings.extend(left_out);
+    }
     for model in models {
         model.verify_unchanged()?;
     }
     if observer.is_cancelled() {
         return Err(Error::Cancelled);
     }
-    let warnings = models.iter().flat_map(|m| m.warnings().iter().cloned()).collect();
     Ok(survey.finish(plan, warnings))
 }
 
@@ -168,6 +203,16 @@ impl Survey {
         }
     }
 
+    /// Adds the spectral statistics of tensors to what their scans gave.
+    fn put_spectra(&self, spectra: BTreeMap<usize, Spectra>) {
+        for (at, spectra) in spectra {
+            let mut done = self.done[at].lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(known) = done.as_mut() {
+                known.spectra = Some(spectra);
+            }
+        }
+    }
+
     /// Whether a tensor needs no scan any more.
     pub fn is_done(&self, at: usize) -> bool {
         self.done[at].lock().unwrap_or_else(PoisonError::into_inner).is_some()
@@ -231,6 +276,7 @@ fn described(tensor: &PlannedTensor) -> TensorConflicts {
         equal: None,
         sums: Sums::default(),
         peaks: Vec::new(),
+        spectra: None,
     }
 }
 

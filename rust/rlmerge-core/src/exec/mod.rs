@@ -22,6 +22,7 @@ mod ram;
 mod regmean;
 mod resmerge;
 mod run;
+mod spectra;
 mod statistics;
 mod stats;
 mod tile;

@@ -139,13 +139,13 @@ impl<'a> Run<'a> {
         self
     }
 
-    /// Gathers the statistics of a conflict report, and merges nothing.
-    pub fn survey(mut self, survey: &'a Survey) -> Result<()> {
+    /// Gathers the statistics of a conflict report, and merges nothing. `more` bytes are to be gone through after it.
+    pub fn survey(mut self, survey: &'a Survey, more: u64) -> Result<()> {
         self.survey = Some(survey);
         let tensors = &self.plan.tensors;
         let scans = |t: &PlannedTensor| if is_scanned_whole(t) { 2 } else { 1 };
-        let bytes = tensors.iter().map(|t| self.plan.source_bytes(t) * scans(t)).sum();
-        self.observer.begin(bytes, tensors.len() as u64);
+        let bytes: u64 = tensors.iter().map(|t| self.plan.source_bytes(t) * scans(t)).sum();
+        self.observer.begin(bytes + more, tensors.len() as u64);
         let mut start = 0;
         for (at, tensor) in tensors.iter().enumerate() {
             if is_scanned_whole(tensor) {

@@ -22,13 +22,16 @@ pub mod masks;
 pub mod naive;
 pub mod neurons;
 pub mod philox;
+pub mod products;
 pub mod ranks;
 pub mod resmerge;
 pub mod rng;
 pub mod rows;
 pub mod select;
+pub mod spectrum;
 pub mod sphere;
 pub mod stats;
+pub mod tridiagonal;
 pub mod values;
 
 pub use level::Level;

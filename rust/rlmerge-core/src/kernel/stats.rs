@@ -176,7 +176,8 @@ fn ceil_narrow(value: f64) -> f32 {
     if f64::from(near) < value { near.next_up() } else { near }
 }
 
-/// Calls `each` with the lane of every element of some slices of one length.
+/// Calls `each` with the lane of every element of some slices of one length, and with zeros that fill up the last row: no
+/// kernel counts them, and rows of fixed length let the compiler keep sums in registers.
 macro_rules! rows {
     (|$i:ident| $each:expr, $($name:ident),+) => {{
         $(let $name = $name.as_chunks::<LANES>();)+
@@ -188,12 +189,28 @@ macro_rules! rows {
                 $each;
             }
         }
-        let tail = [$($name.1.len()),+][0];
-        for $i in 0..tail {
-            $(let $name = $name.1[$i];)+
-            $each;
+        if [$($name.1.len()),+][0] > 0 {
+            $(let $name = filled($name.1);)+
+            for $i in 0..LANES {
+                $(let $name = $name[$i];)+
+                $each;
+            }
         }
     }};
+}
+
+/// The last elements, and zeros behind them.
+#[inline(always)]
+fn filled<T: Copy + Default>(tail: &[T]) -> [T; LANES] {
+    let mut row = [T::default(); LANES];
+    row[..tail.len()].copy_from_slice(tail);
+    row
+}
+
+/// The sum of the counters of a chunk, each of which a row raises by at most one.
+#[inline(always)]
+fn count(counts: [u32; LANES]) -> u64 {
+    counts.iter().map(|c| u64::from(*c)).sum()
 }
 
 /// The value, or zero: by a mask, because a choice makes the compiler keep sums in memory and store them by halves.
@@ -251,8 +268,12 @@ macro_rules! width {
                         one(x[i], b[i], &mut o[i], i);
                     }
                 }
-                for (i, ((x, b), o)) in tail_x.iter().zip(tail_b).zip(tail_o).enumerate() {
-                    one(*x, *b, o, i);
+                if !tail_x.is_empty() {
+                    let (x, b, mut o) = (filled(tail_x), filled(tail_b), [0.0; LANES]);
+                    for i in 0..LANES {
+                        one(x[i], b[i], &mut o[i], i);
+                    }
+                    tail_o.copy_from_slice(&o[..tail_x.len()]);
                 }
                 let [different, absolute, relative, visible, non_finite] =
                     [different, absolute, relatively, visibly, non_finite].map(|of| of.iter().map(|c| u64::from(*c)).sum());
@@ -275,8 +296,12 @@ macro_rules! width {
                             one(x[i], b[i], &mut o[i], i);
                         }
                     }
-                    for (i, ((x, b), o)) in tail_x.iter().zip(tail_b).zip(tail_o).enumerate() {
-                        one(*x, *b, o, i);
+                    if !tail_x.is_empty() {
+                        let (x, b, mut o) = (filled(tail_x), filled(tail_b), [0.0; LANES]);
+                        for i in 0..LANES {
+                            one(x[i], b[i], &mut o[i], i);
+                        }
+                        tail_o.copy_from_slice(&o[..tail_x.len()]);
                     }
                     f64::from(peaks.into_iter().fold(0.0, <$ty>::max))
                 }
@@ -317,7 +342,7 @@ macro_rules! width {
                 fn add_overlap(a: &[$ty], b: &[$ty], epsilon: f64, lanes: &mut [Lanes]) -> (u64, u64) {
                     let [dots, squares_a, squares_b, a_on_b, b_on_a] = lanes else { return (0, 0) };
                     let (mut d, mut s, mut t, mut u, mut v) = (*dots, *squares_a, *squares_b, *a_on_b, *b_on_a);
-                    let (mut both, mut opposed) = ([0u64; LANES], [0u64; LANES]);
+                    let (mut both, mut opposed) = ([0u32; LANES], [0u32; LANES]);
                     rows!(|i| {
                         let (a, b) = (f64::from(a), f64::from(b));
                         let (in_a, in_b) = (a.abs() > epsilon, b.abs() > epsilon);
@@ -329,11 +354,11 @@ macro_rules! width {
                         d[i] += only(in_a & in_b, product);
                         s[i] += only(in_a, a_there);
                         t[i] += only(in_b, b_there);
-                        both[i] += u64::from(in_a & in_b);
-                        opposed[i] += u64::from(in_a & in_b & (product < 0.0));
+                        both[i] += u32::from(in_a & in_b);
+                        opposed[i] += u32::from(in_a & in_b & (product < 0.0));
                     }, a, b);
                     (*dots, *squares_a, *squares_b, *a_on_b, *b_on_a) = (d, s, t, u, v);
-                    (both.iter().sum(), opposed.iter().sum())
+                    (count(both), count(opposed))
                 }
             }
 
@@ -347,9 +372,9 @@ macro_rules! width {
 
             kernel! {
                 fn count_shared(delta: &[$ty], epsilon: f64, owners: &[f64]) -> u64 {
-                    let mut counts = [0u64; LANES];
-                    rows!(|i| counts[i] += u64::from((f64::from(delta).abs() > epsilon) & (owners > 1.0)), delta, owners);
-                    counts.iter().sum()
+                    let mut counts = [0u32; LANES];
+                    rows!(|i| counts[i] += u32::from((f64::from(delta).abs() > epsilon) & (owners > 1.0)), delta, owners);
+                    count(counts)
                 }
             }
 
@@ -372,8 +397,12 @@ macro_rules! width {
                             one(d[i], &mut t[i], i);
                         }
                     }
-                    for (i, (d, t)) in tail.iter().zip(tail_t).enumerate() {
-                        one(*d, t, i);
+                    if !tail.is_empty() {
+                        let (d, mut t) = (filled(tail), filled(tail_t));
+                        for i in 0..LANES {
+                            one(d[i], &mut t[i], i);
+                        }
+                        tail_t.copy_from_slice(&t[..tail.len()]);
                     }
                     (*first, *second, *third) = (x, y, z);
                 }
@@ -382,17 +411,17 @@ macro_rules! width {
             kernel! {
                 fn count_lost(delta: &[$ty], least: f64, total: &[f64], lanes: &mut Lanes) -> (u64, u64) {
                     let mut sums = *lanes;
-                    let (mut kept, mut lost) = ([0u64; LANES], [0u64; LANES]);
+                    let (mut kept, mut lost) = ([0u32; LANES], [0u32; LANES]);
                     rows!(|i| {
                         let delta = f64::from(delta);
                         let stays = delta.abs() >= least;
                         let goes = stays & ((delta < 0.0) != (total < 0.0));
-                        kept[i] += u64::from(stays);
-                        lost[i] += u64::from(goes);
+                        kept[i] += u32::from(stays);
+                        lost[i] += u32::from(goes);
                         sums[i] += only(goes, delta * delta);
                     }, delta, total);
                     *lanes = sums;
-                    (kept.iter().sum(), lost.iter().sum())
+                    (count(kept), count(lost))
                 }
             }
 
@@ -405,8 +434,7 @@ macro_rules! width {
                         // A product could be too small for its sign.
                         opposed[i] += u32::from(large & (a.is_sign_negative() != b.is_sign_negative()));
                     }, a, b);
-                    let sum = |counts: [u32; LANES]| counts.iter().map(|c| u64::from(*c)).sum();
-                    (sum(both), sum(opposed))
+                    (count(both), count(opposed))
                 }
             }
 
@@ -414,7 +442,7 @@ macro_rules! width {
                 fn count_low(delta: &[$ty], base: &[$ty], epsilon: $ty, below: $ty) -> u64 {
                     let mut counts = [0u32; LANES];
                     rows!(|i| counts[i] += u32::from((delta.abs() > epsilon) & (base.abs() < below)), delta, base);
-                    counts.iter().map(|c| u64::from(*c)).sum()
+                    count(counts)
                 }
             }
 

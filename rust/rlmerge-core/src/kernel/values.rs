@@ -151,6 +151,14 @@ impl Values {
         }
     }
 
+    /// `out = self`.
+    pub fn widen(&self, level: Level, out: &mut [f64]) {
+        match self.numbers() {
+            Numbers::Narrow(values) => convert::widen(level, values, out),
+            Numbers::Wide(values) => out.copy_from_slice(values),
+        }
+    }
+
     /// `out = self − base`, subtracted in the arithmetic of the tensor (f32 or f64).
     pub fn delta(&self, level: Level, base: &Self, out: &mut [f64]) {
         match self.against(base) {
