@@ -92,17 +92,20 @@ by_level! {
 
 /// `M` columns of a strip of `a`, from `left` on, times a strip of `b`.
 #[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "counted loops are unrolled, and the sums stay in registers")]
 fn block<const M: usize, const FUSED: bool>(
     a: &[[f64; STRIP]],
     b: &[[f64; STRIP]],
     left: usize,
 ) -> [[f64; STRIP]; M] {
     let mut sums = [[0.0; STRIP]; M];
-    for (x, y) in a.iter().zip(b) {
-        for (row, sums) in sums.iter_mut().enumerate() {
+    for k in 0..a.len().min(b.len()) {
+        let (x, y) = (&a[k], &b[k]);
+        for row in 0..M {
             let factor = x[(left + row) % STRIP];
-            for (sum, value) in sums.iter_mut().zip(y) {
-                *sum = if FUSED { factor.mul_add(*value, *sum) } else { *sum + factor * value };
+            for i in 0..STRIP {
+                let sum = &mut sums[row][i];
+                *sum = if FUSED { factor.mul_add(y[i], *sum) } else { *sum + factor * y[i] };
             }
         }
     }
@@ -111,6 +114,7 @@ fn block<const M: usize, const FUSED: bool>(
 
 /// All strips, `M` rows of the result at a time.
 #[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "counted loops are unrolled")]
 fn strips<const M: usize, const FUSED: bool>(
     a: &Packed,
     b: &Packed,
@@ -125,10 +129,16 @@ fn strips<const M: usize, const FUSED: bool>(
             for left in (0..STRIP.min(a.width - i * STRIP)).step_by(M) {
                 let sums = block::<M, FUSED>(a.strip(i), b.strip(j), left);
                 let row = i * STRIP + left;
-                for (at, sums) in sums.iter().enumerate().take(a.width - row) {
+                for at in 0..M.min(a.width - row) {
                     let place = &mut out[(row + at) * stride + j * STRIP..][..wide];
-                    for (o, sum) in place.iter_mut().zip(sums) {
-                        *o += sum;
+                    if let Some(place) = place.first_chunk_mut::<STRIP>() {
+                        for i in 0..STRIP {
+                            place[i] += sums[at][i];
+                        }
+                    } else {
+                        for i in 0..wide {
+                            place[i] += sums[at][i];
+                        }
                     }
                 }
             }

@@ -39,13 +39,15 @@ kernel! {
             let ((ps, pt), (qs, qt)) = (p[..r].as_chunks::<LANES>(), q[..r].as_chunks::<LANES>());
             let (before, here) = product.split_at_mut(r);
             let ((vs, vt), (os, ot)) = (v[..r].as_chunks::<LANES>(), before.as_chunks_mut::<LANES>());
-            for ((((row, p), q), v), o) in rows.iter_mut().zip(ps).zip(qs).zip(vs).zip(os) {
+            for k in 0..rows.len() {
+                // Arrays of their own, which the compiler knows to lie apart.
+                let (mut value, p, q, v, mut out) = (rows[k], ps[k], qs[k], vs[k], os[k]);
                 for i in 0..LANES {
-                    let value = row[i] - (pr * q[i] + qr * p[i]);
-                    row[i] = value;
-                    sums[i] += value * v[i];
-                    o[i] += value * vr;
+                    value[i] -= pr * q[i] + qr * p[i];
+                    sums[i] += value[i] * v[i];
+                    out[i] += value[i] * vr;
                 }
+                (rows[k], os[k]) = (value, out);
             }
             // Sums by themselves, so that those of whole rows stay in registers.
             let mut ends = Lanes::default();
@@ -55,12 +57,10 @@ kernel! {
                 *end = value * v;
                 *o += value * vr;
             }
-            for i in 0..LANES {
-                sums[i] += ends[i];
-            }
+            let all: Lanes = std::array::from_fn(|i| sums[i] + ends[i]);
             let corner = &mut a[r * side + r];
             *corner -= 2.0 * pr * qr;
-            here[0] += total(&sums) + *corner * vr;
+            here[0] += total(&all) + *corner * vr;
         }
     }
 }
