@@ -1,5 +1,5 @@
-"""`conflict-report --spectral` on a model of SmolLM2-135M's shapes with two experts, against NumPy and LAPACK doing the same
-statistics in the same run; numbers checked, peak memory.
+"""`conflict-report --spectral` on a model of SmolLM2-135M's shapes with two experts, against NumPy and LAPACK doing the
+same statistics in the same run; numbers checked, peak memory.
 
     spectral_report.py --model FOLDER        a folder that `scripts/fetch_smollm2.py` made
     spectral_report.py                       random weights of the same shapes

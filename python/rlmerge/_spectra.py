@@ -126,7 +126,7 @@ def spectral_tables(report: ConflictReport) -> list[Table]:
                 e.expert,
                 _beside(e.stable_rank, e.stable_rank_chance),
                 _beside(e.noise_rank, None),
-                _beside(e.signal_energy, 0.0),
+                _beside(e.signal_energy, None),
                 _beside(e.angle_left_typical, e.angle_left_chance),
                 _beside(e.angle_right_typical, e.angle_right_chance),
                 _beside(e.spectrum_shift, None),

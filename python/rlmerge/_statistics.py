@@ -205,7 +205,9 @@ SPECTRAL: tuple[Statistic, ...] = (
         "subspace_a_chance",
     ),
     _pair("subspace_a_chance", "its chance", "free", "√(directions / rows)"),
-    _pair("subspace_b", "alignment of b with a", "free", "‖P δb‖ / ‖δb‖ with the directions of δa", "subspace_b_chance"),
+    _pair(
+        "subspace_b", "alignment of b with a", "free", "‖P δb‖ / ‖δb‖ with the directions of δa", "subspace_b_chance"
+    ),
     _pair("subspace_b_chance", "its chance", "free", "√(directions / rows)"),
     _pair(
         "interference",

@@ -27,6 +27,21 @@ def test_all_modes(rlmerge):
     assert text.out.startswith("# Conflict report")
 
 
+def test_spectral(rlmerge):
+    run = rlmerge("conflict-report", "a", "b", "--base", "base", "--spectral")
+    assert run.code == 0, run.err
+    for word in ("Spectra", "STABLE RANK", "ABOVE NOISE", "Directions of pairs", "INTERFERENCE"):
+        assert word in run.out
+    data = rlmerge("conflict-report", "a", "b", "--base", "base", "--spectral", "--directions", "8", "--json").json
+    assert (data["settings"]["spectral"], data["settings"]["directions"]) == (True, 8)
+    assert {"matrices", "experts", "pairs", "together"} == set(data["model"]["spectral"])
+    assert any("spectrum" in tensor for tensor in data["tensors"])
+    plain = rlmerge("conflict-report", "a", "b", "--base", "base", "--json").json
+    assert "spectral" not in plain["model"]
+    for wrong in ("0", "129", "many"):
+        assert rlmerge("conflict-report", "a", "b", "--base", "base", "--spectral", "--directions", wrong).code == 2
+
+
 def test_base_by_rule_and_one_expert(rlmerge):
     run = rlmerge("conflict-report", "base", "a")
     assert run.code == 0

@@ -96,9 +96,7 @@ def test_other_settings():
     found = report(base, tuned, directions=4, epsilon=1e-3, low=0.1)
     for name, shape in SHAPES.items():
         if len(shape) == 2:
-            expected = spectra.of_matrix(
-                base[name], [t[name] for t in tuned], directions=4, epsilon=1e-3, low=0.1
-            )
+            expected = spectra.of_matrix(base[name], [t[name] for t in tuned], directions=4, epsilon=1e-3, low=0.1)
             compare(tensor(found, name), expected)
 
 
@@ -191,7 +189,9 @@ def test_stacked_experts_of_a_mixture_are_matrices_each():
     rng = np.random.default_rng(5)
     name = "model.layers.0.mlp.experts.down_proj"
     base = rng.normal(0, 0.05, (3, 40, 24)).astype(np.float32)
-    tuned = [(base + rng.normal(0, 1e-3, base.shape) + 0.3 * low_rank(rng, (40, 24), 2)).astype(np.float32) for _ in "ab"]
+    tuned = [
+        (base + rng.normal(0, 1e-3, base.shape) + 0.3 * low_rank(rng, (40, 24), 2)).astype(np.float32) for _ in "ab"
+    ]
     mine = tensor(report({name: base}, [{name: t} for t in tuned]), name)
     assert mine["matrices"] == 3
     parts = [spectra.of_matrix(base[i], [t[i] for t in tuned]) for i in range(3)]

@@ -20,6 +20,7 @@ from rlmerge.errors import RecipeError
 if TYPE_CHECKING:
     from rlmerge import ConflictReport
     from rlmerge._conflicts import LevelStatistics, PairStatistics
+    from rlmerge._text import Table
 
 __all__ = ["EXAMPLES", "announce", "conflict_report", "fraction", "whole"]
 
@@ -191,6 +192,13 @@ def _layer(layer: LevelStatistics) -> tuple[str, ...]:
     )
 
 
+def _narrow(table: Table) -> Table:
+    """Say `chance` once, at the head of a column."""
+    title, (head, *rows), align = table
+    heads = [f"{name} (chance)" if any("(chance " in row[at] for row in rows) else name for at, name in enumerate(head)]
+    return title, [heads, *([cell.replace("(chance ", "(") for cell in row] for row in rows)], align
+
+
 def _page(report: ConflictReport, out: Output) -> list[str]:
     experts: list[tuple[str, ...]] = [
         ("NORM", "RELATIVE", "CHANGED", "IN BF16", "LOST BY TRIM", "BY ELECTION", "EXPERT")
@@ -214,7 +222,7 @@ def _page(report: ConflictReport, out: Output) -> list[str]:
             ]
             layers += [_layer(layer) for layer in worst]
             lines += ["", *columns(layers, "<<<<<")]
-    for title, rows, align in [*spectral_tables(report), *group_tables(report)]:
+    for title, rows, align in [*map(_narrow, spectral_tables(report)), *group_tables(report)]:
         lines += ["", out.heading(clean(title)), *columns(rows, align)]
     if report.groups is not None:
         lines.append("")
