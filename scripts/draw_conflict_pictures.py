@@ -87,7 +87,7 @@ def main() -> int:
             stdout=subprocess.PIPE,
             text=True,
         )
-        console = Console(record=True, width=116, file=(root / "terminal.txt").open("w"))
+        console = Console(record=True, width=124, file=(root / "terminal.txt").open("w"))
         console.print(Text(f"$ rlmerge {' '.join(command)}", style="bold"))
         console.print(Text(done.stdout.rstrip()))
         console.save_svg(str(IMAGES / "conflict-report-terminal.svg"), title="rlmerge conflict-report")

@@ -118,7 +118,7 @@ def spectral_tables(report: ConflictReport) -> list[Table]:
     if found is None:
         return []
     experts = [
-        ["EXPERT", "STABLE RANK", "ABOVE NOISE", "THEIR ENERGY", "ANGLE, LEFT", "ANGLE, RIGHT", "SHIFT", "PRINCIPAL"]
+        ["EXPERT", "STABLE RANK", "ABOVE NOISE", "ENERGY", "LEFT ANGLE", "RIGHT ANGLE", "SHIFT", "PRINCIPAL"]
     ]
     for e in found.experts:
         experts.append(

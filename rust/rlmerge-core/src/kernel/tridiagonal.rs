@@ -204,10 +204,10 @@ impl Tridiagonal {
         let apart = scale * f64::EPSILON * 4.0;
         let mut shift = f64::INFINITY;
         let mut solver = Solver::default();
-        for at in 0..count {
+        for (at, value) in values.iter().enumerate().take(count) {
             let (before, here) = vectors.split_at_mut(at * n);
             let z = &mut here[..n];
-            shift = values[at].min(shift - apart);
+            shift = value.min(shift - apart);
             solver.factor(&self.diagonal, &self.beside, shift, scale * f64::EPSILON);
             // Any vector that has a part in every direction.
             let mut state = 1u64 + at as u64;

@@ -481,7 +481,8 @@ impl Conflicts {
         experts: usize,
         of: impl Fn(&TensorConflicts) -> K,
     ) -> Vec<(K, Sums, Option<Spectra>)> {
-        let mut groups: Vec<(K, Sums, Vec<(f64, &Spectra)>)> = Vec::new();
+        type Weighted<'s> = Vec<(f64, &'s Spectra)>;
+        let mut groups: Vec<(K, Sums, Weighted<'_>)> = Vec::new();
         for tensor in self.tensors.iter().filter(|t| t.equal.is_none()) {
             let key = of(tensor);
             let at = groups.iter().position(|(k, ..)| *k == key).unwrap_or_else(|| {
