@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import rlmerge
+from tests import adapters, tensorfile
 from tests.merging import written
 from tests.reference import spectra
 from tests.reference.rounding import DTYPES, round_to
@@ -199,6 +200,32 @@ def test_stacked_experts_of_a_mixture_are_matrices_each():
         for key, value in parts[0]["experts"][at].items():
             close(mine["experts"][at][key], value and sum(p["experts"][at][key] for p in parts) / 3, key)
     close(mine["pairs"][0]["subspace_a"], sum(p["pairs"][0]["subspace_a"] for p in parts) / 3, "subspace_a")
+
+
+@pytest.mark.parametrize("shape", [(96, 48), (48, 96), (300, 200)])
+def test_adapters_are_experts_whose_change_is_known(tmp_path, shape):
+    """Even beside weights in bf16, whose rounding would hide it."""
+    rng = np.random.default_rng(7)
+    name = "model.layers.0.self_attn.q_proj"
+    weights = round_to(rng.normal(0, 0.5, shape), DTYPES["BF16"])
+    tensorfile.write(tmp_path / "base.safetensors", {f"{name}.weight": weights})
+    paths, deltas = [], []
+    for at in range(2):
+        tensors = adapters.lora({name: shape}, 4, rng, size=0.01)
+        paths.append(adapters.write(tmp_path / f"adapter-{at}", tensors))
+        a, b = (tensors[f"{adapters.WRAPPER}{name}.lora_{which}.weight"].astype(np.float64) for which in "AB")
+        deltas.append(2 * b @ a)
+    found = rlmerge.conflicts(paths, base=tmp_path / "base.safetensors", spectral=True).model.spectral
+    parts = [spectra.decomposed(delta) for delta in deltas]
+    for e, delta, (_, sizes, _) in zip(found.experts, deltas, parts, strict=True):
+        assert e.noise_rank == 4
+        assert math.isclose(e.stable_rank, (sizes**2).sum() / sizes[0] ** 2, rel_tol=1e-6)
+        shift = np.linalg.svd(weights.astype(np.float64) + delta, compute_uv=False)
+        own = np.linalg.svd(weights.astype(np.float64), compute_uv=False)
+        assert math.isclose(e.spectrum_shift, np.linalg.norm(shift - own) / np.linalg.norm(own), rel_tol=1e-3)
+    total, share = spectra.interference([tuple(p[..., :4] for p in part) for part in parts])
+    assert math.isclose(found.pairs[0].interference, total, rel_tol=1e-5)
+    assert math.isclose(found.pairs[0].interference_share, share, rel_tol=1e-5)
 
 
 def test_nan_makes_undefined_what_it_touches_and_nothing_else():
