@@ -117,9 +117,7 @@ def spectral_tables(report: ConflictReport) -> list[Table]:
     found = report.model.spectral
     if found is None:
         return []
-    experts = [
-        ["EXPERT", "STABLE RANK", "ABOVE NOISE", "ENERGY", "LEFT ANGLE", "RIGHT ANGLE", "SHIFT", "PRINCIPAL"]
-    ]
+    experts = [["EXPERT", "STABLE RANK", "ABOVE NOISE", "ENERGY", "LEFT ANGLE", "RIGHT ANGLE", "SHIFT", "PRINCIPAL"]]
     for e in found.experts:
         experts.append(
             [
