@@ -8,6 +8,7 @@ use std::hint::black_box;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rlmerge_core::dtype::DType;
 use rlmerge_core::kernel::lanes::Lanes;
+use rlmerge_core::kernel::lowrank::{BLOCK, multiply, pack_left, pack_right};
 use rlmerge_core::kernel::rng::{self, Stream};
 use rlmerge_core::kernel::select::Selection;
 use rlmerge_core::kernel::values::Values;
@@ -80,6 +81,21 @@ fn kernels(c: &mut Criterion) {
         in_cache(&mut group, "encode bf16", level, || {
             convert::encode(level, DType::BF16, black_box(&delta), &mut bytes, &mut squares);
         });
+        // A chunk of eight rows times rank 16, from factors that stay in cache.
+        let (rank, columns) = (16, CHUNK / BLOCK);
+        let factor: Vec<f32> = (0..rank * columns).map(|i| (i % 97) as f32 - 48.0).collect();
+        let (mut blocks, mut panels) = (Vec::new(), Vec::new());
+        pack_left(&factor, BLOCK, rank, (rank, 1), &mut blocks);
+        pack_right(&factor, rank, columns, (columns, 1), &mut panels);
+        let mut product = vec![0.0; CHUNK];
+        multiply(level, &blocks, &panels, rank, columns, 2.0, &mut product);
+        for (i, p) in product.iter().enumerate() {
+            let row = &factor[i / columns * rank..][..rank];
+            assert_eq!(*p, naive::low_rank(row, |k| factor[k * columns + i % columns], 2.0));
+        }
+        in_cache(&mut group, "product of rank 16", level, || {
+            multiply(level, black_box(&blocks), black_box(&panels), rank, columns, 2.0, &mut product);
+        });
         let (stream, limit) = (Stream::new(0, 0, "w"), rng::threshold(0.3));
         in_cache(&mut group, "random mask", level, || {
             black_box(rng::kept(level, black_box(stream), 0, CHUNK, limit));
@@ -95,7 +111,7 @@ fn kernels(c: &mut Criterion) {
         let mut sorted: Vec<f64> = delta.iter().map(|d| d.abs()).collect();
         sorted.sort_by(f64::total_cmp);
         let (low, high) = (sorted[CHUNK * 79 / 100], sorted[CHUNK * 81 / 100]);
-        let sample: Vec<f64> = (0..4096).map(|i| if i < 3277 { low } else { high }).collect();
+        let sample: Vec<f64> = (0..4096).map(|i| if i % 5 < 4 { low } else { high }).collect();
         selection.propose(&sample, ELEMENTS as u64);
         let mut tally = selection.tally();
         in_cache(&mut group, "count for a selection", level, || {

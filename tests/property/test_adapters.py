@@ -209,6 +209,38 @@ def test_every_method_as_on_the_models_written_out(tmp_path, method, mixed):
     same(attempt(given, tmp_path / "c.safetensors", method, start if takes else None, seed=3), expected)
 
 
+@pytest.mark.parametrize("mixed", [False, True], ids=["adapters", "with a checkpoint"])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("task_arithmetic", {"lambda": 0.5}),
+        ("task_arithmetic", {"lines": ("auto", 0.5)}),
+        ("task_arithmetic", {"match_norm": "mean"}),
+        ("dare_ties", {"density": 0.5}),
+        ("ties", {"density": 0.3}),
+        ("ties", {"density": 0.3, "scope": "model"}),
+        ("breadcrumbs", {"rescale": "l1"}),
+    ],
+)
+@pytest.mark.parametrize("count", [2, 3])
+def test_tensors_of_several_tiles_as_written_out(tmp_path, method, options, mixed, count):
+    """What a method does not look at is left out where tensors are scanned by all workers, and nowhere missed."""
+    modules = {"both": (700, 611), "long": (2, 270_000), "short": (24, 16)}
+    base = model(modules, "F32", step=2.0**-6)
+    paths, whole = [], []
+    for seed in range(count):
+        tensors = adapters.lora(modules, 4, np.random.default_rng(seed), step=2.0**-4)
+        adapter = adapters.write(tmp_path / f"adapter{seed}", tensors)
+        written = reference.apply(base, tensors, {"r": 4, "lora_alpha": 8})
+        whole.append(put(tmp_path / f"whole{seed}.safetensors", written))
+        paths.append(whole[-1] if mixed and seed == 1 else adapter)
+    start = put(tmp_path / "base.safetensors", base)
+    expected = merged(whole, tmp_path / "a.safetensors", method=method, base=start, seed=3, **options)
+    for io in ("pread", "mmap"):
+        ours = merged(paths, tmp_path / "b.safetensors", method=method, base=start, seed=3, io=io, **options)
+        same(ours, expected)
+
+
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare_linear", "slerp"])
 def test_near_the_models_written_out(tmp_path, method):
     """With any numbers, deltas of written models are rounded and ours are not."""

@@ -12,7 +12,7 @@ from tests.property import drawing
 from tests.property.test_laws import every_pattern, same
 from tests.reference import METHODS
 from tests.reference.conventions import assert_matches
-from tests.reference.rounding import ARITHMETIC, DTYPES, bits, wide
+from tests.reference.rounding import ARITHMETIC, DTYPES, bits, round_to, wide
 
 ONE_EXPERT = ["nearswap", "arcee_fusion"]
 SEVERAL = ["magmax", "sce", "pcb", "metagpt"]
@@ -70,6 +70,19 @@ def test_tensors_of_several_tiles(method, parameters, dtype):
         base, *experts = ({n: t.reshape(-1, 13) if t.size > 100_000 and t.size % 13 == 0 else t for n, t in m.items()}
                           for m in (base, *experts))  # fmt: skip
     check(method, base, experts, parameters, {"compat": "paper"})
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+@pytest.mark.parametrize(("method", "parameters"), [case for case in LARGE if case[0] in ("sce", "pcb")])
+def test_two_experts_in_several_tiles(method, parameters, dtype):
+    """Two experts have kernels of their own; small deltas, where PCB's rough scores tell most elements apart."""
+    base, experts = drawing.large(dtype, 2)
+    for scale in (1.0, 2.0**-6):
+        near = [
+            {n: round_to(wide(base[n]) + scale * (wide(t) - wide(base[n])), t.dtype) for n, t in e.items()}
+            for e in experts
+        ]
+        check(method, base, near, parameters, {"compat": "paper"})
 
 
 @pytest.mark.parametrize("row", [1, 13, 1021, 100_003])

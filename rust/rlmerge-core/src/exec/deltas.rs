@@ -152,6 +152,22 @@ impl<'p> DeltasJob<'p> {
         base.add_changes(level, sum, last, self.divisor, self.plan.lambda, out);
     }
 
+    /// The base plus the sum of two whole deltas in one step, into `out`. Gives whether it did.
+    fn add_two(&self, chunk: &mut Chunk<'_>, squares: &mut [Lanes]) -> bool {
+        let ([one, two], [_, first, second, ..]) = (&self.experts[..], squares) else { return false };
+        if !matches!((&one.mask, &two.mask), (Mask::Everything, Mask::Everything)) || self.divisor != 1.0 {
+            return false;
+        }
+        chunk.values[0].add_two_deltas(
+            chunk.level,
+            [&chunk.values[1], &chunk.values[2]],
+            [one.weight * one.factor, two.weight * two.factor],
+            self.plan.lambda,
+            &mut chunk.scratch.out[..chunk.len],
+            [first, second],
+        )
+    }
+
     /// Where experts overlap, the mean of what they keep, into `out`.
     fn stitch(&self, chunk: &mut Chunk<'_>) {
         let (level, len) = (chunk.level, chunk.len);
@@ -242,6 +258,10 @@ impl Job for DeltasJob<'_> {
         }
     }
 
+    fn looks_at_deltas(&self) -> bool {
+        true
+    }
+
     fn scan(&self, chunk: &mut Chunk<'_>, partial: &mut Partial) {
         for at in 0..self.experts.len() {
             match self.step {
@@ -264,10 +284,10 @@ impl Job for DeltasJob<'_> {
         }
     }
 
-    fn learn(&mut self, partial: Partial, _tensor: &str) -> Result<()> {
+    fn learn(&mut self, mut partial: Partial, _tensor: &str) -> Result<()> {
         match self.step {
             Step::Select => {
-                let tallies = partial.tallies.chunks(CUTS);
+                let tallies = partial.tallies.chunks_mut(CUTS);
                 for (expert, tallies) in self.experts.iter_mut().zip(tallies) {
                     expert.mask.learn(tallies);
                 }
@@ -327,6 +347,9 @@ impl Job for DeltasJob<'_> {
     }
 
     fn apply(&self, chunk: &mut Chunk<'_>, ties: &mut [Ties], squares: &mut [Lanes]) {
+        if self.plan.combine == Combine::Sum && self.add_two(chunk, squares) {
+            return;
+        }
         self.sparse_deltas(chunk, ties, squares);
         match self.plan.combine {
             Combine::Sum => self.add_to_base(chunk),

@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernel::lanes::{self, Lanes};
-use crate::kernel::lowrank::{BLOCK, BlockColumn, PanelRow, multiply, pack_left, pack_right};
+use crate::kernel::lowrank::{BLOCK, BlockColumn, PANEL, PanelRow, multiply, pack_left, pack_right};
 use crate::kernel::values::Values;
 use crate::kernel::{CHUNK, Level, convert};
 use crate::plan::CHANGE_BAND;
@@ -23,8 +23,12 @@ pub struct Product {
     lengths: Vec<f32>,
     /// Rows of `left` and `lengths`.
     rows: Range<u64>,
+    /// The elements that were prepared for.
+    wanted: Range<u64>,
     band: Vec<f32>,
-    /// Rows of `band`.
+    /// Where in `band` a line of the cache begins, and the product does.
+    begin: usize,
+    /// The elements there: whole rows, or a part of one.
     made: Range<u64>,
     /// What the rows of `band` are multiplied by, for DoRA.
     factors: Vec<f64>,
@@ -69,27 +73,30 @@ impl Product {
             self.load_right(level, shards, change)?;
             self.of = Some(of);
         }
-        if rows.start < self.rows.start || self.rows.end < rows.end || self.rows.is_empty() {
+        // A row that is wanted by itself is made by itself, and must come first.
+        let at_hand = self.rows.start <= rows.start && rows.end <= self.rows.end;
+        if !at_hand || self.rows.is_empty() || (rows.end - rows.start == 1 && self.rows != rows) {
             self.rows = 0..0;
             self.made = 0..0;
             self.load_left(level, shards, change, &rows)?;
             self.rows = rows;
         }
+        self.wanted = elements;
         Ok(())
     }
 
     fn load_right(&mut self, level: Level, shards: &[Shard], change: &Change) -> Result<()> {
         let (rank, columns) = (change.rank as usize, change.columns as usize);
         let Some(stored) = &change.right.stored else {
+            // Without steps every element is the same one.
             let ones = [1.0f32];
-            pack_right(&ones, rank, columns, |_, _| 0, &mut self.right);
+            pack_right(&ones, rank, columns, (0, 0), &mut self.right);
             return Ok(());
         };
         self.read.numbers.clear();
         self.read.add(level, shards, stored, 0..stored.elements)?;
-        let turned = change.right.transposed;
-        let at = |k, j| if turned { j * rank + k } else { k * columns + j };
-        pack_right(&self.read.numbers, rank, columns, at, &mut self.right);
+        let steps = if change.right.transposed { (1, rank) } else { (columns, 1) };
+        pack_right(&self.read.numbers, rank, columns, steps, &mut self.right);
         Ok(())
     }
 
@@ -107,7 +114,7 @@ impl Product {
         }
         let (rank, count) = (change.rank as usize, (rows.end - rows.start) as usize);
         let Some(stored) = &change.left.stored else {
-            pack_left(&[1.0], count, rank, |_, _| 0, &mut self.left);
+            pack_left(&[1.0], count, rank, (0, 0), &mut self.left);
             return Ok(());
         };
         self.read.numbers.clear();
@@ -116,12 +123,18 @@ impl Product {
                 let begin = k * change.rows;
                 self.read.add(level, shards, stored, begin + rows.start..begin + rows.end)?;
             }
-            pack_left(&self.read.numbers, count, rank, |i, k| k * count + i, &mut self.left);
+            pack_left(&self.read.numbers, count, rank, (1, count), &mut self.left);
         } else {
             self.read.add(level, shards, stored, rows.start * change.rank..rows.end * change.rank)?;
-            pack_left(&self.read.numbers, count, rank, |i, k| i * rank + k, &mut self.left);
+            pack_left(&self.read.numbers, count, rank, (rank, 1), &mut self.left);
         }
         Ok(())
+    }
+
+    /// The change of these elements, of those that were prepared.
+    pub fn delta(&mut self, level: Level, change: &Change, elements: &Range<u64>) -> &[f32] {
+        self.make(level, change, elements);
+        self.band_of(elements)
     }
 
     /// Adds the change to the values of these elements. `origin` is whose values they are, where the
@@ -130,46 +143,68 @@ impl Product {
         &mut self,
         level: Level,
         change: &Change,
-        elements: Range<u64>,
+        elements: &Range<u64>,
         values: &mut Values,
         origin: usize,
         stored: Option<&Rows<'_>>,
     ) {
-        let columns = change.columns;
-        let Range { start: first, end } = elements;
-        let rows = first / columns..end.div_ceil(columns);
-        if rows.start < self.made.start || self.made.end < rows.end || self.made.is_empty() {
-            self.make(level, change, &rows);
-            if let Some(stored) = stored {
-                self.find_factors(level, change, stored);
-            }
+        let made = self.make(level, change, elements);
+        let Some(stored) = stored else {
+            return values.add(level, self.band_of(elements), Some(origin));
+        };
+        if made {
+            self.find_factors(level, change, stored);
         }
-        let begin = (first - self.made.start * columns) as usize;
-        let delta = &self.band[begin..begin + (end - first) as usize];
-        if stored.is_none() {
-            return values.add(level, delta, Some(origin));
-        }
-        values.add(level, delta, None);
-        for row in rows {
-            let inside = (row * columns).max(first)..((row + 1) * columns).min(end);
-            let factor = self.factors[(row - self.made.start) as usize];
-            values.multiply((inside.start - first) as usize..(inside.end - first) as usize, factor);
+        values.add(level, self.band_of(elements), None);
+        let (columns, first_row) = (change.columns, self.made.start / change.columns);
+        for row in elements.start / columns..elements.end.div_ceil(columns) {
+            let inside = (row * columns).max(elements.start)..((row + 1) * columns).min(elements.end);
+            let factor = self.factors[(row - first_row) as usize];
+            let at = |element: u64| (element - elements.start) as usize;
+            values.multiply(at(inside.start)..at(inside.end), factor);
         }
     }
 
-    /// Makes a band of the product that holds at least these rows.
-    fn make(&mut self, level: Level, change: &Change, rows: &Range<u64>) {
-        let block = BLOCK as u64;
-        // Bands begin where a block of the left factor does.
-        let first = self.rows.start + (rows.start - self.rows.start) / block * block;
-        let wanted = (CHANGE_BAND / change.columns).max(rows.end - first).next_multiple_of(block);
-        let last = (first + wanted).min(self.rows.end);
-        self.made = first..last;
-        let (rank, columns) = (change.rank as usize, change.columns as usize);
-        self.band.resize((last - first) as usize * columns, 0.0);
-        let blocks = (first - self.rows.start) as usize / BLOCK * rank;
-        let blocks = &self.left[blocks..blocks + ((last - first).div_ceil(block) as usize) * rank];
-        multiply(level, blocks, &self.right, rank, columns, change.scale as f32, &mut self.band);
+    fn band_of(&self, elements: &Range<u64>) -> &[f32] {
+        let begin = self.begin + (elements.start - self.made.start) as usize;
+        &self.band[begin..begin + (elements.end - elements.start) as usize]
+    }
+
+    /// Makes a band of the product that holds at least these elements, and says so, unless there is one.
+    fn make(&mut self, level: Level, change: &Change, elements: &Range<u64>) -> bool {
+        if self.made.start <= elements.start && elements.end <= self.made.end {
+            return false;
+        }
+        let (rank, columns) = (change.rank, change.columns);
+        let (first, last, left, right);
+        if change.magnitude.is_none() && self.rows.end - self.rows.start == 1 {
+            // A sample looks at a part of a row here and there.
+            let begin = self.rows.start * columns;
+            let panels = (self.wanted.start - begin) / PANEL as u64;
+            (first, last) = (begin + panels * PANEL as u64, self.wanted.end);
+            (left, right) = (0, panels * rank);
+            self.made = first..last;
+        } else {
+            // Bands begin where a block of the left factor does.
+            let block = BLOCK as u64;
+            let start = (elements.start / columns - self.rows.start) / block;
+            let row = self.rows.start + start * block;
+            let needed = elements.end.div_ceil(columns) - row;
+            let rows = (CHANGE_BAND / columns).max(needed).next_multiple_of(block);
+            (first, last) = (row * columns, (row + rows).min(self.rows.end) * columns);
+            (left, right) = (start * rank, 0);
+            self.made = first..last;
+        }
+        let count = (last - first) as usize;
+        let width = (last - first).min(columns) as usize;
+        let panels = width.div_ceil(PANEL) * rank as usize;
+        self.band.resize((count + PANEL).max(self.band.len()), 0.0);
+        self.begin = self.band.as_ptr().align_offset(align_of::<PanelRow>()).min(PANEL);
+        let out = &mut self.band[self.begin..self.begin + count];
+        let blocks = &self.left[left as usize..];
+        let panels = &self.right[right as usize..right as usize + panels];
+        multiply(level, blocks, panels, rank as usize, width, change.scale as f32, out);
+        true
     }
 
     /// What each row of the band is multiplied by: its length to be over the one that it has (Liu et al., DoRA,
@@ -179,8 +214,10 @@ impl Product {
         let size = (stored.dtype.bits() / 8) as usize;
         let wide = stored.dtype == DType::F64;
         let mut values = Values::default();
-        self.factors.clear();
-        for (row, delta) in self.made.clone().zip(self.band.chunks_exact(columns)) {
+        let first = self.made.start / change.columns;
+        let band = self.band_of(&self.made).chunks_exact(columns);
+        let mut factors = Vec::with_capacity(band.len());
+        for (row, delta) in (first..).zip(band) {
             let begin = (row - stored.first) as usize * columns * size;
             let mut squares = Lanes::default();
             let bytes = stored.bytes[begin..begin + columns * size].chunks(CHUNK * size);
@@ -190,8 +227,9 @@ impl Product {
                 values.add_squares(level, &mut squares);
             }
             let length = self.lengths[(row - self.rows.start) as usize];
-            self.factors.push(f64::from(length) / lanes::total(&squares).sqrt());
+            factors.push(f64::from(length) / lanes::total(&squares).sqrt());
         }
+        self.factors = factors;
     }
 }
 

@@ -12,6 +12,7 @@ use crate::kernel::Level;
 use crate::kernel::blocks::Blocks;
 use crate::kernel::lanes::{self, Lanes};
 use crate::kernel::ranks::Ranks;
+use crate::kernel::rivals::Picked;
 use crate::kernel::select::Tally;
 use crate::kernel::values::Values;
 use crate::plan::{PlannedTensor, marks};
@@ -25,8 +26,10 @@ pub struct Scope<'a> {
     pub elements: u64,
     /// Whether the arithmetic is f64.
     pub wide: bool,
-    /// Most counters of one selection.
+    /// Most counters of one selection in each worker.
     pub bins: usize,
+    /// Most scores that are written down at a time, by all workers, for one model.
+    pub scores: usize,
     /// Norm of the statistics in each checkpoint, where the user brought some.
     pub statistic_norms: &'a [f64],
 }
@@ -75,6 +78,8 @@ pub struct Scratch {
     pub ranks: Ranks,
     /// For masks in blocks.
     pub blocks: Blocks,
+    /// For scores of which few matter.
+    pub picked: Picked,
 }
 
 impl Scratch {
@@ -91,6 +96,7 @@ impl Scratch {
             sums: Vec::new(),
             ranks: Ranks::default(),
             blocks: Blocks::default(),
+            picked: Picked::default(),
         }
     }
 
@@ -251,6 +257,29 @@ fn higher(a: Option<(f64, u64)>, b: Option<(f64, u64)>) -> Option<(f64, u64)> {
     }
 }
 
+/// What is looked at of a slice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// The values of all models.
+    Values,
+    /// The values of the first model, and the deltas of the others from it.
+    Changes,
+    /// Those deltas alone.
+    Deltas,
+}
+
+impl Look {
+    /// What samples and scans of a job look at.
+    pub fn of_scan(job: &dyn Job) -> Self {
+        if job.looks_at_deltas() { Self::Deltas } else { Self::Values }
+    }
+
+    /// What [`Job::apply`] looks at.
+    pub fn of_apply(job: &dyn Job) -> Self {
+        if job.looks_at_deltas() { Self::Changes } else { Self::Values }
+    }
+}
+
 /// Which of the elements at a threshold a tile keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ties {
@@ -319,6 +348,12 @@ pub trait Job: Send + Sync {
     /// Whether the next scan has anything to gather from the tile that begins at this element of its tensor.
     fn scans_tile(&self, _first: u64) -> bool {
         true
+    }
+
+    /// Whether samples and scans look at nothing but the experts' deltas from the first model, and [`apply`](Self::apply)
+    /// at nothing but them and the first model's values. Where deltas are known by themselves the rest is left out.
+    fn looks_at_deltas(&self) -> bool {
+        false
     }
 
     /// Gathers from a chunk.

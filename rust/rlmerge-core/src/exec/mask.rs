@@ -157,7 +157,7 @@ impl Mask {
     }
 
     /// Learns from the counts of a whole scan.
-    pub fn learn(&mut self, tallies: &[Tally]) {
+    pub fn learn(&mut self, tallies: &mut [Tally]) {
         let Self::Cut(trim) = self else { return };
         for (search, tally) in [&mut trim.low, &mut trim.high].into_iter().zip(tallies) {
             if let Some(search) = search.as_mut().filter(|s| s.cut().is_none()) {

@@ -294,10 +294,10 @@ impl Job for NeuroMergingJob<'_> {
         folding.add_to(&mut self.sums.lock().unwrap_or_else(PoisonError::into_inner), self.width());
     }
 
-    fn learn(&mut self, partial: Partial, _tensor: &str) -> Result<()> {
+    fn learn(&mut self, mut partial: Partial, _tensor: &str) -> Result<()> {
         match self.step {
             Step::Select => {
-                for (trim, tally) in self.trims.iter_mut().zip(&partial.tallies) {
+                for (trim, tally) in self.trims.iter_mut().zip(&mut partial.tallies) {
                     if let Some(selection) = trim.as_mut().filter(|s| s.cut().is_none()) {
                         selection.learn(tally);
                     }

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use serde_json::{Map, Value};
 
 use super::conflicts::{Survey, SurveyJob};
-use super::job::{Job, Partial, Scope};
+use super::job::{Job, Look, Partial, Scope};
 use super::jobs::job;
 use super::norms::NormsJob;
 use super::observer::Observer;
@@ -17,6 +17,7 @@ use super::tile;
 use super::tile::{Modified, Slice, Span, Work};
 use super::turnstile::Turnstile;
 use crate::error::{Error, Result};
+use crate::kernel::select::RUN;
 use crate::kernel::{CHUNK, Level};
 use crate::plan::modifiers::{Alpha, MatchNorm, MatchScope, Treatment};
 use crate::plan::{Action, KEPT_BYTES, MergePlan, PlannedTensor, SELECTION_BYTES, TILE_ELEMENTS, marks};
@@ -25,9 +26,9 @@ use crate::shard::Checkpoint;
 use crate::writer::StagedFile;
 
 /// Blocks in the sample that a selection starts from, at most.
-const SAMPLE_BLOCKS: u64 = 64;
+const SAMPLE_BLOCKS: u64 = 128;
 /// Elements in each block of the sample.
-const SAMPLE_BLOCK: u64 = 512;
+const SAMPLE_BLOCK: u64 = RUN as u64;
 /// Elements up to which the sample is everything.
 pub const WHOLE_SAMPLE: u64 = SAMPLE_BLOCKS * SAMPLE_BLOCK;
 /// Counters of a selection within one tile.
@@ -77,6 +78,7 @@ pub struct Run<'a> {
     map: TileMap,
     statistics: Statistics,
     bins: usize,
+    scores: usize,
     /// Factors of the experts' deltas over the whole model; empty when they stay as they are.
     factors: Vec<f64>,
     /// LiNeS's α.
@@ -120,6 +122,7 @@ impl<'a> Run<'a> {
             whole: Mutex::default(),
             measured: None,
             bins: (SELECTION_BYTES / counters).max(1024) as usize,
+            scores: SELECTION_BYTES as usize / (read * size_of::<f64>()),
             level,
             statistic_norms: Vec::new(),
             survey: None,
@@ -169,7 +172,7 @@ impl<'a> Run<'a> {
             |work, (), id, _| {
                 self.read_ahead(id, &tiles);
                 let slice = Slice::tile(self.plan, self.models, id);
-                slice.fetch(work)?;
+                slice.fetch(work, Look::Values)?;
                 let tensor = &self.plan.tensors[id.tensor];
                 if tensor.action == Action::Compare {
                     survey.put_equal(id.tensor, tensor, &slice.equal(work));
@@ -211,7 +214,7 @@ impl<'a> Run<'a> {
                 self.read_ahead(id, &tiles);
                 let slice = Slice::tile(self.plan, self.models, id);
                 for piece in slice.pieces(self.plan, self.models) {
-                    piece.fetch(work)?;
+                    piece.fetch(work, Look::Values)?;
                     piece.survey(work, scanning, partial);
                 }
                 partial.close_tile(id.ordinal);
@@ -405,7 +408,7 @@ impl<'a> Run<'a> {
                     return Ok(());
                 }
                 let slice = Slice::tile(self.plan, self.models, id);
-                slice.fetch(work)?;
+                slice.fetch(work, Look::Values)?;
                 if let Some(survey) = self.survey {
                     survey.put_equal(id.tensor, &self.plan.tensors[id.tensor], &slice.equal(work));
                 }
@@ -432,7 +435,7 @@ impl<'a> Run<'a> {
                 }
                 self.read_ahead(id, &tiles);
                 let slice = Slice::tile(self.plan, self.models, id);
-                slice.fetch(work)?;
+                slice.fetch(work, Look::Values)?;
                 if let Some(survey) = self.survey {
                     survey_alone(work, survey, &slice, id);
                 }
@@ -476,7 +479,7 @@ impl<'a> Run<'a> {
         let tensor = &self.plan.tensors[id.tensor];
         if job.wants_sample() {
             self.sample(work, job, &[id.tensor], Factors::Same(factors))?;
-            slice.fetch(work)?;
+            slice.fetch(work, Look::Values)?;
         }
         while job.needs_scan() {
             let mut partial = job.partial();
@@ -529,6 +532,7 @@ impl<'a> Run<'a> {
             elements: computed().map(|t| t.elements).sum(),
             wide: computed().any(|t| t.wide),
             bins: self.bins,
+            scores: self.scores,
             statistic_norms: &self.statistic_norms,
         };
         if let Some(survey) = self.survey {
@@ -596,7 +600,7 @@ impl<'a> Run<'a> {
                     let slice = Slice::tile(self.plan, self.models, id);
                     let slice =
                         slice.modified(self.modified(&self.plan.tensors[id.tensor], factors.of(id.tensor)));
-                    slice.fetch(work)?;
+                    slice.fetch(work, Look::of_scan(scanning))?;
                     slice.scan(work, scanning, id.ordinal, partial);
                     if folds {
                         turnstile.in_turn(id.ordinal, given_up, || scanning.fold(&mut partial.folding))?;
@@ -643,7 +647,7 @@ impl<'a> Run<'a> {
                     self.read_ahead(id, &tiles);
                 }
                 let slice = Slice::tile(self.plan, self.models, id);
-                slice.fetch(work)?;
+                slice.fetch(work, Look::Values)?;
                 if let (Some(survey), Some(partial)) = (survey, partial) {
                     slice.survey(work, survey, partial);
                     partial.close_tile(id.ordinal);
@@ -738,6 +742,7 @@ impl<'a> Run<'a> {
             elements: tensor.elements,
             wide: tensor.wide,
             bins: if small { self.bins.min(SMALL_SELECTION) } else { self.bins },
+            scores: self.scores,
             statistic_norms: &self.statistic_norms,
         };
         job(self.plan.program(tensor), scope)
@@ -759,22 +764,23 @@ impl<'a> Run<'a> {
     ) -> Result<()> {
         let sizes: Vec<(usize, u64)> = tensors.iter().map(|t| (*t, self.plan.tensors[*t].elements)).collect();
         let population: u64 = sizes.iter().map(|(_, n)| n).sum();
+        let look = Look::of_scan(job);
         let everything = population <= WHOLE_SAMPLE;
         let stride = if everything { 1 } else { population / SAMPLE_BLOCKS };
         let (mut before, mut next) = (0, 0);
         for (tensor, elements) in sizes {
             if everything {
                 let slice = self.sampled(tensor, 0, elements, factors.of(tensor));
-                slice.fetch(work)?;
-                slice.for_chunks(work, Span::Touching, |chunk, _| job.sample(chunk));
+                slice.fetch(work, look)?;
+                slice.for_chunks(work, Span::Touching, look, |chunk, _| job.sample(chunk));
                 continue;
             }
             while next < before + elements && next < stride * SAMPLE_BLOCKS {
                 let first = (next - before) / CHUNK as u64 * CHUNK as u64;
                 let slice =
                     self.sampled(tensor, first, SAMPLE_BLOCK.min(elements - first), factors.of(tensor));
-                slice.fetch(work)?;
-                slice.for_chunks(work, Span::Touching, |chunk, _| job.sample(chunk));
+                slice.fetch(work, look)?;
+                slice.for_chunks(work, Span::Touching, look, |chunk, _| job.sample(chunk));
                 // A group longer than the stride is met once.
                 next += stride.max((before + slice.end()).saturating_sub(next));
             }

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+use super::job::Look;
 use super::observer::Observer;
 use super::pass::{TileMap, Workers};
 use super::tile::{Slice, Span, Work};
@@ -199,9 +200,9 @@ impl Matrix<'_> {
             .map(|at| vec![0.0; if wanted.contains(&at) { len } else { 0 }])
             .collect();
         let slice = Slice::new(self.plan, self.models, self.index, first, len as u64);
-        slice.fetch(work)?;
+        slice.fetch(work, Look::Values)?;
         let level = self.level;
-        slice.for_chunks(work, Span::Elements, |chunk, _| {
+        slice.for_chunks(work, Span::Elements, Look::Values, |chunk, _| {
             let begin = (chunk.first - first) as usize;
             for (at, out) in out.iter_mut().enumerate().filter(|(_, out)| !out.is_empty()) {
                 let out = &mut out[begin..begin + chunk.len];

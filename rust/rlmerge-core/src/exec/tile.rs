@@ -2,7 +2,7 @@
 
 use super::digest::{self, Part};
 use super::factors::{Product, Rows};
-use super::job::{Chunk, Job, Partial, Scratch, Ties};
+use super::job::{Chunk, Job, Look, Partial, Scratch, Ties};
 use super::pass::TileId;
 use super::stats::TileStats;
 use super::turnstile::Turnstile;
@@ -193,15 +193,31 @@ impl<'a> Slice<'a> {
         &checkpoint.shards()[self.tensor.sources[model].shard]
     }
 
-    /// Brings the bytes of all models to hand: into the worker's buffers, or into the memory map.
+    /// Whether the delta of model `at` from the first is a change that is known by itself, and all that is looked at.
+    fn is_known(&self, at: usize, look: Look) -> bool {
+        let source = self.source(at);
+        look != Look::Values
+            && self.modified.experts.is_empty()
+            && source.change.as_ref().is_some_and(|c| c.magnitude.is_none())
+            && source.origin == self.source(0).origin
+            && !self.source(0).is_changed()
+    }
+
+    /// Whether the stored numbers of the models are not looked at.
+    fn needs_no_bytes(&self, look: Look) -> bool {
+        look == Look::Deltas && (1..self.models.len()).all(|at| self.is_known(at, look))
+    }
+
+    /// Brings the bytes that are looked at to hand: into the worker's buffers, or into the memory map.
     ///
     /// # Errors
     /// [`Error::InputChanged`] or [`Error::Io`] with the file.
-    pub fn fetch(&self, work: &mut Work) -> Result<()> {
+    pub fn fetch(&self, work: &mut Work, look: Look) -> Result<()> {
         if work.inputs.len() < self.models.len() {
             work.inputs.resize(self.models.len(), Vec::new());
         }
-        for at in self.places() {
+        let places = self.places().take(if self.needs_no_bytes(look) { 0 } else { self.models.len() });
+        for at in places {
             let (begin, end) = self.range(at);
             match self.io {
                 Io::Pread => {
@@ -281,12 +297,13 @@ impl<'a> Slice<'a> {
         &self,
         work: &mut Work,
         span: Span,
+        look: Look,
         mut each: impl FnMut(&mut Chunk<'_>, &mut [Lanes]),
     ) {
         let (mut at, end, step) = self.extent(span);
         while at < end {
             let len = step.min(end - at) as usize;
-            self.load(work, at, len);
+            self.load(work, at, len, look);
             let inside = |element: u64| (element.clamp(at, at + len as u64) - at) as usize;
             let mut chunk = Chunk {
                 level: work.level,
@@ -302,8 +319,20 @@ impl<'a> Slice<'a> {
     }
 
     /// Decodes the elements from `first` on.
-    fn load(&self, work: &mut Work, first: u64, len: usize) {
+    fn load(&self, work: &mut Work, first: u64, len: usize, look: Look) {
+        let (wide, no_bytes) = (self.tensor.wide, self.needs_no_bytes(look));
         for (at, values) in work.values.iter_mut().enumerate().take(self.models.len()) {
+            let source = self.source(at);
+            let elements = first..first + len as u64;
+            if let Some(change) = source.change.as_ref().filter(|_| self.is_known(at, look)) {
+                let delta = work.products[at].delta(work.level, change, &elements);
+                values.take_change(work.level, delta, source.origin, wide);
+                continue;
+            }
+            if no_bytes {
+                values.stand_for(source.origin, len, wide);
+                continue;
+            }
             let dtype = self.tensor.sources[self.models[at].1].dtype;
             let size = self.size(at) as usize;
             let bytes = self.bytes(&work.inputs, at);
@@ -313,16 +342,14 @@ impl<'a> Slice<'a> {
                 let soon = (begin + PREFETCH * size).min(bytes.len());
                 prefetch(&bytes[soon..(soon + len * size).min(bytes.len())]);
             }
-            values.load(work.level, dtype, &bytes[begin..begin + len * size], len, self.tensor.wide);
-            let source = self.source(at);
+            values.load(work.level, dtype, &bytes[begin..begin + len * size], len, wide);
             match &source.change {
                 None => values.mark(source.origin),
                 Some(change) => {
                     let rows = || Rows { bytes, first: reach / change.columns, dtype };
                     let rows = change.magnitude.is_some().then(rows);
-                    let elements = first..first + len as u64;
                     let product = &mut work.products[at];
-                    product.apply(work.level, change, elements, values, source.origin, rows.as_ref());
+                    product.apply(work.level, change, &elements, values, source.origin, rows.as_ref());
                 }
             }
         }
@@ -346,13 +373,13 @@ impl<'a> Slice<'a> {
 
     /// Scans the tile into `partial`.
     pub fn scan(&self, work: &mut Work, job: &dyn Job, ordinal: u64, partial: &mut Partial) {
-        self.for_chunks(work, Span::Beginning, |chunk, _| job.scan(chunk, partial));
+        self.for_chunks(work, Span::Beginning, Look::of_scan(job), |chunk, _| job.scan(chunk, partial));
         partial.close_tile(ordinal);
     }
 
     /// Scans the elements into `partial`, wherever groups begin: sums over them do not depend on a method.
     pub fn survey(&self, work: &mut Work, job: &dyn Job, partial: &mut Partial) {
-        self.for_chunks(work, Span::Elements, |chunk, _| job.scan(chunk, partial));
+        self.for_chunks(work, Span::Elements, Look::Values, |chunk, _| job.scan(chunk, partial));
     }
 
     /// The parts of the tile that are best read one by one. Changes of adapters are made for whole tiles, and groups are
@@ -421,7 +448,8 @@ impl<'a> Slice<'a> {
             return Ok(Vec::new());
         }
         let mut counts = vec![0; width];
-        self.for_chunks(work, Span::Elements, |chunk, _| job.count_ties(chunk, &mut counts));
+        let look = Look::of_scan(job);
+        self.for_chunks(work, Span::Elements, look, |chunk, _| job.count_ties(chunk, &mut counts));
         Ok(job.share_ties(&order(&counts)?, &counts))
     }
 
@@ -431,7 +459,9 @@ impl<'a> Slice<'a> {
     {
         let (level, models) = (work.level, self.models.len());
         let mut square = Lanes::default();
-        self.for_chunks(work, Span::Elements, |chunk, _| chunk.values[0].add_squares(level, &mut square));
+        self.for_chunks(work, Span::Elements, Look::Values, |chunk, _| {
+            chunk.values[0].add_squares(level, &mut square);
+        });
         let square = lanes::total(&square);
         let mut stats = TileStats::copied(Some(square));
         // Without a base the norm of each model is that of the common values; with one, deltas are zero.
@@ -458,7 +488,7 @@ impl<'a> Slice<'a> {
         work.squares.fill(Lanes::default());
         let mut square = Lanes::default();
         let mut done = 0;
-        self.for_chunks(work, Span::Touching, |chunk, squares| {
+        self.for_chunks(work, Span::Touching, Look::of_apply(job), |chunk, squares| {
             job.apply(chunk, &mut ties, squares);
             self.scale_change(chunk);
             let len = chunk.inner.len();
@@ -517,7 +547,7 @@ impl<'a> Slice<'a> {
         work.scratch.begin_marks(self.tasks);
         let mut sums = [Lanes::default(); 2];
         let experts = self.models.len() - 1;
-        self.for_chunks(work, Span::Touching, |chunk, squares| {
+        self.for_chunks(work, Span::Touching, Look::of_apply(job), |chunk, squares| {
             job.apply(chunk, &mut ties, squares);
             let (level, len, inner) = (chunk.level, chunk.len, chunk.inner.clone());
             let (base, scratch) = (&chunk.values[0], &mut *chunk.scratch);
@@ -536,7 +566,7 @@ impl<'a> Slice<'a> {
     /// Number of non-finite values of model `at` and the tensor's index of the first.
     fn count_non_finite(&self, work: &mut Work, at: usize) -> (u64, Option<u64>) {
         let (mut count, mut first) = (0, None);
-        self.for_chunks(work, Span::Elements, |chunk, _| {
+        self.for_chunks(work, Span::Elements, Look::Values, |chunk, _| {
             count += chunk.values[at].non_finite();
             if let (None, Some(i)) = (first, chunk.values[at].first_non_finite()) {
                 first = Some(chunk.first + i as u64);

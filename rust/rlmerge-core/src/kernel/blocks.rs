@@ -3,6 +3,9 @@
 
 use super::level::{Level, kernel};
 
+/// Keys looked at together.
+const ROW: usize = 16;
+
 /// Buffers for one chunk, kept from chunk to chunk.
 #[derive(Debug, Default)]
 pub struct Blocks {
@@ -48,18 +51,18 @@ impl Blocks {
             if wide {
                 wide_keys_of(level, values, taken, from_taken, &mut self.wide_keys);
                 let (least, ties) = least_wide(level, &self.wide_keys, choose as u64);
-                take(values, taken, &self.wide_keys, from_taken, least, ties);
+                take_wide(level, values, taken, &self.wide_keys, from_taken, least, ties);
             } else {
                 keys_of(level, values, taken, from_taken, &mut self.keys);
                 let (least, ties) = least_narrow(level, &self.keys, choose as u64);
-                take(values, taken, &self.keys, from_taken, least, ties);
+                take_narrow(level, values, taken, &self.keys, from_taken, least, ties);
             }
         }
     }
 }
 
 macro_rules! search {
-    ($keys_of:ident, $fill:ident, $least:ident, $count:ident, $bits:ty, $key:expr) => {
+    ($keys_of:ident, $fill:ident, $least:ident, $count:ident, $take:ident, $keep:ident, $bits:ty, $key:expr) => {
         fn $keys_of(level: Level, values: &[f64], taken: &[bool], from_taken: bool, keys: &mut Vec<$bits>) {
             keys.resize(values.len(), 0);
             $fill(level, values, taken, from_taken, keys);
@@ -74,60 +77,95 @@ macro_rules! search {
             }
         }
 
+        /// Number of keys from `least` on.
+        #[inline(always)]
+        fn $count(keys: &[$bits], least: $bits) -> u64 {
+            let mut n: $bits = 0;
+            for key in keys {
+                n += <$bits>::from(*key >= least);
+            }
+            u64::from(n)
+        }
+
         kernel! {
-            /// Number of keys from `least` on.
-            fn $count(keys: &[$bits], least: $bits) -> u64 {
-                let mut n: $bits = 0;
+            /// The smallest key that is chosen, and how many of those equal to it: bit by bit, each a count over the
+            /// block.
+            fn $least(keys: &[$bits], choose: u64) -> ($bits, u64) {
+                let (mut any, mut most): ($bits, $bits) = (0, 0);
                 for key in keys {
-                    n += <$bits>::from(*key >= least);
+                    any |= *key;
+                    most = most.max(*key);
                 }
-                u64::from(n)
+                let mut least: $bits = 0;
+                for bit in (any.trailing_zeros()..<$bits>::BITS - any.leading_zeros()).rev() {
+                    let next = least | 1 << bit;
+                    if next > most {
+                        continue;
+                    }
+                    let count = $count(keys, next);
+                    if count == choose {
+                        return (next, choose);
+                    }
+                    if count > choose {
+                        least = next;
+                    }
+                }
+                // As many as are left after the larger ones; zeros are chosen or not, which is the same.
+                let above = if least == 0 { 0 } else { $count(keys, least + 1) };
+                (least, choose.saturating_sub(above))
             }
         }
 
-        /// The smallest key that is chosen, and how many of those equal to it: bit by bit, each a count over the block.
-        fn $least(level: Level, keys: &[$bits], choose: u64) -> ($bits, u64) {
-            let any = keys.iter().fold(0, |any, key| any | key);
-            let mut least: $bits = 0;
-            for bit in (any.trailing_zeros()..<$bits>::BITS - any.leading_zeros()).rev() {
-                let next = least | 1 << bit;
-                let count = $count(level, keys, next);
-                if count == choose {
-                    return (next, choose);
-                }
-                if count > choose {
-                    least = next;
+        /// Drops what is not chosen and marks what is: keys from `least` on, of those equal to it the first `ties`.
+        /// Elements that are not chosen from are kept when the choice was from the taken ones.
+        fn $take(
+            level: Level,
+            values: &mut [f64],
+            taken: &mut [bool],
+            keys: &[$bits],
+            from_taken: bool,
+            least: $bits,
+            ties: u64,
+        ) {
+            // Zeros are dropped or not, which is the same.
+            let end = if least == 0 { 0 } else { end_of_ties(keys, least, ties) };
+            let ((values, later), (taken, later_taken)) = (values.split_at_mut(end), taken.split_at_mut(end));
+            let (keys, later_keys) = keys.split_at(end);
+            $keep(level, values, taken, keys, from_taken, least);
+            $keep(level, later, later_taken, later_keys, from_taken, least + 1);
+        }
+
+        kernel! {
+            /// Keeps the keys from `least` on.
+            fn $keep(values: &mut [f64], taken: &mut [bool], keys: &[$bits], from_taken: bool, least: $bits) {
+                for ((v, taken), key) in values.iter_mut().zip(taken).zip(keys) {
+                    let chosen = (*key >= least) | (from_taken & !*taken);
+                    *v = if chosen { *v } else { 0.0 };
+                    *taken |= chosen & (*v != 0.0);
                 }
             }
-            // As many as are left after the larger ones; zeros are chosen or not, which is the same.
-            let above = if least == 0 { 0 } else { $count(level, keys, least + 1) };
-            (least, choose.saturating_sub(above))
         }
     };
 }
 
-search!(keys_of, fill_narrow, least_narrow, count_narrow, u32, |v: f64| (v as f32).to_bits()
+search!(keys_of, fill_narrow, least_narrow, count_narrow, take_narrow, keep_narrow, u32, |v: f64| (v as f32)
+    .to_bits()
     & (u32::MAX >> 1));
-search!(wide_keys_of, fill_wide, least_wide, count_wide, u64, |v: f64| v.to_bits() & (u64::MAX >> 1));
+search!(wide_keys_of, fill_wide, least_wide, count_wide, take_wide, keep_wide, u64, |v: f64| v.to_bits()
+    & (u64::MAX >> 1));
 
-/// Drops what is not chosen and marks what is: keys from `least` on, of those equal to it the first `ties`. Elements
-/// that are not chosen from are kept when the choice was from the taken ones.
-fn take<K: Copy + Ord + From<u8>>(
-    values: &mut [f64],
-    taken: &mut [bool],
-    keys: &[K],
-    from_taken: bool,
-    least: K,
-    mut ties: u64,
-) {
-    let zero = K::from(0);
-    for ((v, taken), key) in values.iter_mut().zip(taken).zip(keys) {
-        let tied = *key == least && *key != zero && ties > 0;
-        ties -= u64::from(tied);
-        let chosen = *key > least || tied || (from_taken && !*taken);
-        *v = if chosen { *v } else { 0.0 };
-        *taken |= chosen && *v != 0.0;
+/// Where the first so many keys that equal `least` end: behind all keys if there are no more of them.
+fn end_of_ties<K: Copy + Eq>(keys: &[K], least: K, ties: u64) -> usize {
+    let mut left = ties as usize;
+    for (row, keys) in keys.chunks(ROW).enumerate() {
+        let here = keys.iter().filter(|k| **k == least).count();
+        if here > left {
+            let mut equal = (0..keys.len()).filter(|i| keys[*i] == least);
+            return row * ROW + equal.nth(left).unwrap_or(0);
+        }
+        left -= here;
     }
+    keys.len()
 }
 
 #[cfg(test)]

@@ -235,6 +235,40 @@ per_width!(
     u64
 );
 
+kernel! {
+    /// `out = base + factor · (Σ weight · delta)` of two experts, each delta the difference of two runs of numbers; where
+    /// nothing is added the base as it is, −0.0 included. The squares of each delta join its lanes. What the steps do
+    /// one by one, without the sums on the way going through memory.
+    pub fn add_two_deltas(
+        base: &[f32], one: (&[f32], &[f32]), two: (&[f32], &[f32]), weights: [f64; 2], factor: f64, out: &mut [f64], lanes: [&mut Lanes; 2],
+    ) {
+        let [lanes_one, lanes_two] = lanes;
+        let (mut sums_one, mut sums_two) = (*lanes_one, *lanes_two);
+        let whole = base.len() / LANES * LANES;
+        let (vs, v_tail) = base.as_chunks::<LANES>();
+        let ((xs, x_tail), (bs, b_tail)) = (one.0.as_chunks::<LANES>(), one.1.as_chunks::<LANES>());
+        let ((ys, y_tail), (cs, c_tail)) = (two.0.as_chunks::<LANES>(), two.1.as_chunks::<LANES>());
+        let (rows, tail) = out[..base.len()].split_at_mut(whole);
+        let rows = rows.as_chunks_mut::<LANES>().0.iter_mut().zip(vs);
+        for ((o, v), ((x, b), (y, c))) in rows.zip(xs.iter().zip(bs).zip(ys.iter().zip(cs))) {
+            for i in 0..LANES {
+                let (first, second) = (f64::from(x[i] - b[i]), f64::from(y[i] - c[i]));
+                sums_one[i] += first * first;
+                sums_two[i] += second * second;
+                o[i] = changed(f64::from(v[i]), factor * (weights[0] * first + weights[1] * second));
+            }
+        }
+        let (one, two) = (x_tail.iter().zip(b_tail), y_tail.iter().zip(c_tail));
+        for (i, ((o, v), ((x, b), (y, c)))) in tail.iter_mut().zip(v_tail).zip(one.zip(two)).enumerate() {
+            let (first, second) = (f64::from(x - b), f64::from(y - c));
+            sums_one[i] += first * first;
+            sums_two[i] += second * second;
+            *o = changed(f64::from(*v), factor * (weights[0] * first + weights[1] * second));
+        }
+        (*lanes_one, *lanes_two) = (sums_one, sums_two);
+    }
+}
+
 macro_rules! differences {
     ($scale:ident, $subtract:ident, $ty:ty) => {
         kernel! {

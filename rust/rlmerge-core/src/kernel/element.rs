@@ -54,7 +54,17 @@ fn near(expert: f64, base: f64, delta: f64, t: f64, blunt: f64) -> f64 {
 }
 
 macro_rules! per_width {
-    ($near_swap:ident, $choose:ident, $ty:ty) => {
+    ($near_swap:ident, $choose:ident, $sizes:ident, $ty:ty) => {
+        kernel! {
+            /// `out = |expert − base| · factor`, zero where that difference is not finite.
+            pub fn $sizes(expert: &[$ty], base: &[$ty], factor: f64, out: &mut [f64]) {
+                for ((o, x), b) in out.iter_mut().zip(expert).zip(base) {
+                    let delta = x - b;
+                    let size = if delta.is_finite() { f64::from(delta.abs()) } else { 0.0 };
+                    *o = size * factor;
+                }
+            }
+        }
         kernel! {
             /// NearSwap: `base + clip(expert − base, ±t)`; the squares of the deltas join the lanes.
             pub fn $near_swap(expert: &[$ty], base: &[$ty], t: f64, blunt: f64, out: &mut [f64], lanes: &mut Lanes) {
@@ -90,8 +100,8 @@ macro_rules! per_width {
     };
 }
 
-per_width!(near_swap_narrow, choose_narrow, f32);
-per_width!(near_swap_wide, choose_wide, f64);
+per_width!(near_swap_narrow, choose_narrow, sizes_narrow, f32);
+per_width!(near_swap_wide, choose_wide, sizes_wide, f64);
 
 kernel! {
     /// `sum += values − origin`.

@@ -6,6 +6,8 @@
 
 /// Adding it to a number below 2^51 rounds that to a whole number, which then stands in the low bits of the sum.
 const ROUNDER: f64 = 6_755_399_441_055_744.0;
+/// The same for f32 and 2^22.
+const NARROW_ROUNDER: f32 = 12_582_912.0;
 /// ln 2 in two parts; the product of the first with a whole number below 2^11 is exact.
 const LN2_HIGH: f64 = 6.931_471_803_691_238e-1;
 const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
@@ -73,6 +75,17 @@ pub fn exp(x: f64) -> f64 {
     if x.is_nan() { x } else { value }
 }
 
+/// `exp(x)` for `|x| ≤ 64`, wrong by less than one in 10⁴.
+#[inline(always)]
+#[must_use]
+pub fn rough_exp(x: f32) -> f32 {
+    let rounded = x * std::f32::consts::LOG2_E + NARROW_ROUNDER;
+    let r = x - (rounded - NARROW_ROUNDER) * std::f32::consts::LN_2;
+    let power = f32::from_bits(rounded.to_bits().wrapping_add(127) << 23);
+    let square = r * r;
+    power * ((1.0 + r) + square * ((0.5 + r * (1.0 / 6.0)) + square * (1.0 / 24.0 + r * (1.0 / 120.0))))
+}
+
 /// `tanh(x)`, with full relative precision near zero. NaN stays NaN.
 #[inline(always)]
 #[must_use]
@@ -131,6 +144,14 @@ mod tests {
                 assert_near(ln(x), x.ln(), x);
                 assert_near(ln(1.0 + x * 1e-3), (1.0 + x * 1e-3).ln(), x);
             }
+        }
+    }
+
+    #[test]
+    fn the_rough_exponential_is_near_the_exact_one() {
+        for i in -6400..=6400 {
+            let x = i as f32 * 0.01;
+            assert!((f64::from(rough_exp(x)) / f64::from(x).exp() - 1.0).abs() < 1e-4, "{x}");
         }
     }
 

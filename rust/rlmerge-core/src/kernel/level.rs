@@ -96,6 +96,41 @@ pub fn prefetch(bytes: &[u8]) {
     let _ = bytes;
 }
 
+/// Loads and stores of whole registers, for kernels that are written with intrinsics.
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod registers {
+    use std::arch::x86_64::*;
+
+    macro_rules! registers {
+        ($features:literal, $register:ty, [$number:ty; $count:literal], $load:ident = $from:ident $(, $store:ident = $into:ident)?) => {
+            /// The numbers in a register.
+            #[must_use]
+            #[inline]
+            #[target_feature(enable = $features)]
+            #[allow(unsafe_code, reason = "the intrinsic takes a raw pointer")]
+            pub fn $load(numbers: &[$number; $count]) -> $register {
+                // SAFETY: the reference is to as many bytes as are read, which need no alignment.
+                unsafe { $from(numbers.as_ptr()) }
+            }
+
+            $(
+            /// The numbers out of a register.
+            #[inline]
+            #[target_feature(enable = $features)]
+            #[allow(unsafe_code, reason = "the intrinsic takes a raw pointer")]
+            pub fn $store(register: $register, numbers: &mut [$number; $count]) {
+                // SAFETY: the reference is to as many bytes as are written, which need no alignment.
+                unsafe { $into(numbers.as_mut_ptr(), register) }
+            }
+            )?
+        };
+    }
+
+    registers!("avx2", __m256, [f32; 8], load_256 = _mm256_loadu_ps, store_256 = _mm256_storeu_ps);
+    registers!("avx512f", __m512, [f32; 16], load_512 = _mm512_loadu_ps, store_512 = _mm512_storeu_ps);
+    registers!("avx512f", __m512d, [f64; 8], load_512_wide = _mm512_loadu_pd);
+}
+
 /// Defines a kernel: a function whose body is compiled for every level and called at the level that
 /// comes first among its arguments.
 macro_rules! kernel {
@@ -139,6 +174,7 @@ macro_rules! by_level {
         $(#[$meta])*
         $vis fn $name(level: $crate::kernel::Level, $($arg: $ty),*) {
             #[allow(unsafe_code, reason = "calling a function compiled for a detected instruction set")]
+            #[allow(unused_unsafe, reason = "a level may use the baseline's function")]
             match level.isa() {
                 $crate::kernel::level::Isa::Baseline => $baseline($($arg),*),
                 #[cfg(target_arch = "x86_64")]

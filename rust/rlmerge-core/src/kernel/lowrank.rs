@@ -4,6 +4,8 @@
 //! the last, and one multiplication by the scale. How many elements go through it together depends on the level, the
 //! chain does not, so that all levels give the same bits. The processor without a fused multiply-add calls the
 //! mathematical library for each, which is slow and right.
+//!
+//! The vector forms are spelled out with intrinsics, row by row: left to itself the compiler keeps the sums in memory.
 
 use super::level::by_level;
 
@@ -12,18 +14,23 @@ pub const PANEL: usize = 16;
 /// Rows of a block of the left factor.
 pub const BLOCK: usize = 8;
 
-/// A row of the right factor in one panel.
-pub type PanelRow = [f32; PANEL];
+/// A row of the right factor in one panel. A line of the cache, so that no load touches two.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C, align(64))]
+pub struct PanelRow(pub [f32; PANEL]);
 /// A column of the left factor in one block.
 pub type BlockColumn = [f32; BLOCK];
 
+/// How far apart the numbers of a stored factor lie: from row to row, and from column to column.
+pub type Steps = (usize, usize);
+
 /// Puts numbers of the right factor (`rank` × `columns`) into panels: the first [`PANEL`] columns of all rows, then
-/// the next; the last panel is filled up with zeros. Element (k, j) of the factor is at `at(k, j)` of `numbers`.
+/// the next; the last panel is filled up with zeros.
 pub fn pack_right(
     numbers: &[f32],
     rank: usize,
     columns: usize,
-    at: impl Fn(usize, usize) -> usize,
+    (down, across): Steps,
     panels: &mut Vec<PanelRow>,
 ) {
     panels.clear();
@@ -31,8 +38,13 @@ pub fn pack_right(
         let width = PANEL.min(columns - first);
         for k in 0..rank {
             let mut row = PanelRow::default();
-            for (lane, place) in row.iter_mut().enumerate().take(width) {
-                *place = numbers[at(k, first + lane)];
+            let begin = k * down + first * across;
+            if across == 1 {
+                row.0[..width].copy_from_slice(&numbers[begin..begin + width]);
+            } else {
+                for (lane, place) in row.0.iter_mut().enumerate().take(width) {
+                    *place = numbers[begin + lane * across];
+                }
             }
             panels.push(row);
         }
@@ -40,12 +52,12 @@ pub fn pack_right(
 }
 
 /// Puts numbers of the left factor (`rows` × `rank`) into blocks: the first [`BLOCK`] rows column by column, then the
-/// next; the last block is filled up with zeros. Element (i, k) of the factor is at `at(i, k)` of `numbers`.
+/// next; the last block is filled up with zeros.
 pub fn pack_left(
     numbers: &[f32],
     rows: usize,
     rank: usize,
-    at: impl Fn(usize, usize) -> usize,
+    (down, across): Steps,
     blocks: &mut Vec<BlockColumn>,
 ) {
     blocks.clear();
@@ -54,50 +66,11 @@ pub fn pack_left(
         for k in 0..rank {
             let mut column = BlockColumn::default();
             for (row, place) in column.iter_mut().enumerate().take(height) {
-                *place = numbers[at(first + row, k)];
+                *place = numbers[(first + row) * down + k * across];
             }
             blocks.push(column);
         }
     }
-}
-
-/// Rows `FIRST..FIRST + ROWS` of a block times all panels.
-#[inline(always)]
-fn rows_of_block<const FIRST: usize, const ROWS: usize>(
-    block: &[BlockColumn],
-    panels: &[PanelRow],
-    columns: usize,
-    scale: f32,
-    out: &mut [f32],
-) {
-    let rows = (out.len() / columns).saturating_sub(FIRST).min(ROWS);
-    for (panel, first) in panels.chunks_exact(block.len()).zip((0..columns).step_by(PANEL)) {
-        let mut sums = [PanelRow::default(); ROWS];
-        for (left, right) in block.iter().zip(panel) {
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let factor = left[FIRST + row];
-                for (sum, value) in sums.iter_mut().zip(right) {
-                    *sum = factor.mul_add(*value, *sum);
-                }
-            }
-        }
-        let width = PANEL.min(columns - first);
-        for (row, sums) in sums.iter().enumerate().take(rows) {
-            let begin = (FIRST + row) * columns + first;
-            for (o, sum) in out[begin..begin + width].iter_mut().zip(sums) {
-                *o = sum * scale;
-            }
-        }
-    }
-}
-
-/// All blocks times all panels; `STEP` rows at a time fill the registers of a level.
-macro_rules! product {
-    ($blocks:ident, $panels:ident, $rank:ident, $columns:ident, $scale:ident, $out:ident, $($first:literal $rows:literal),*) => {
-        for (block, out) in $blocks.chunks_exact($rank).zip($out.chunks_mut(BLOCK * $columns)) {
-            $(rows_of_block::<$first, $rows>(block, $panels, $columns, $scale, out);)*
-        }
-    };
 }
 
 by_level! {
@@ -113,27 +86,68 @@ fn plain(
     scale: f32,
     out: &mut [f32],
 ) {
-    product!(blocks, panels, rank, columns, scale, out, 0 4, 4 4);
+    for (block, out) in blocks.chunks_exact(rank).zip(out.chunks_mut(BLOCK * columns)) {
+        rows_of_block::<0, 4>(block, panels, columns, scale, out);
+        rows_of_block::<4, 4>(block, panels, columns, scale, out);
+    }
+}
+
+/// Rows `FIRST..FIRST + ROWS` of a block times all panels.
+fn rows_of_block<const FIRST: usize, const ROWS: usize>(
+    block: &[BlockColumn],
+    panels: &[PanelRow],
+    columns: usize,
+    scale: f32,
+    out: &mut [f32],
+) {
+    let rows = (out.len() / columns).saturating_sub(FIRST).min(ROWS);
+    if rows == 0 {
+        return;
+    }
+    for (panel, first) in panels.chunks_exact(block.len()).zip((0..columns).step_by(PANEL)) {
+        let mut sums = [[0.0f32; PANEL]; ROWS];
+        for (left, right) in block.iter().zip(panel) {
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let factor = left[FIRST + row];
+                for (sum, value) in sums.iter_mut().zip(&right.0) {
+                    *sum = factor.mul_add(*value, *sum);
+                }
+            }
+        }
+        for sums in sums.as_flattened_mut() {
+            *sums *= scale;
+        }
+        put(sums.as_flattened(), PANEL, rows, columns, first, out.split_at_mut(FIRST * columns).1);
+    }
+}
+
+/// Copies rows of so many `width` products to their columns; what lies beyond the last column is left out.
+fn put(products: &[f32], width: usize, rows: usize, columns: usize, first: usize, out: &mut [f32]) {
+    let end = columns.min(first + width);
+    for (row, out) in products.chunks_exact(width).zip(out.chunks_exact_mut(columns)).take(rows) {
+        out[first..end].copy_from_slice(&row[..end - first]);
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{BLOCK, BlockColumn, PanelRow, rows_of_block};
+    use std::arch::x86_64::*;
 
-    /// Four rows of two vectors: eight sums hide the latency of one.
-    #[target_feature(enable = "avx2,fma")]
-    pub fn avx2(
-        blocks: &[BlockColumn],
-        panels: &[PanelRow],
-        rank: usize,
-        columns: usize,
-        scale: f32,
-        out: &mut [f32],
-    ) {
-        product!(blocks, panels, rank, columns, scale, out, 0 4, 4 4);
+    use super::{BLOCK, BlockColumn, PANEL, PanelRow, put};
+    use crate::kernel::level::registers::{load_256, load_512, store_256, store_512};
+
+    /// Writes a body once for each number, so that every index in it is a constant: an array that is indexed by
+    /// constants alone lives in registers.
+    macro_rules! for_each {
+        ($row:ident in $($number:literal)* $body:block) => {
+            $({
+                const $row: usize = $number;
+                $body
+            })*
+        };
     }
 
-    /// Eight rows of one vector.
+    /// Each two panels times all blocks, so that panels come from the cache once.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
     pub fn avx512(
         blocks: &[BlockColumn],
@@ -143,7 +157,146 @@ mod x86 {
         scale: f32,
         out: &mut [f32],
     ) {
-        product!(blocks, panels, rank, columns, scale, out, 0 8);
+        let alone = out.len() == columns;
+        for (pair, first) in panels.chunks(2 * rank).zip((0..columns).step_by(2 * PANEL)) {
+            // Beside a last panel without a second one the same is computed twice, and kept once.
+            let (one, two) = (&pair[..rank], &pair[pair.len() - rank..]);
+            for (block, out) in blocks.chunks_exact(rank).zip(out.chunks_mut(BLOCK * columns)) {
+                if alone {
+                    avx512_row(block, [one, two], scale, columns, first, out);
+                } else {
+                    avx512_rows(block, [one, two], scale, columns, first, out);
+                }
+            }
+        }
+    }
+
+    /// Eight rows of two vectors: sixteen sums hide the latency of one, and each load serves two or eight of them.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+    #[inline]
+    fn avx512_rows(
+        block: &[BlockColumn],
+        panels: [&[PanelRow]; 2],
+        scale: f32,
+        columns: usize,
+        first: usize,
+        out: &mut [f32],
+    ) {
+        let mut a = [_mm512_setzero_ps(); BLOCK];
+        let mut b = [_mm512_setzero_ps(); BLOCK];
+        for ((left, one), two) in block.iter().zip(panels[0]).zip(panels[1]) {
+            let (one, two) = (load_512(&one.0), load_512(&two.0));
+            for_each!(ROW in 0 1 2 3 4 5 6 7 {
+                let factor = _mm512_set1_ps(left[ROW]);
+                a[ROW] = _mm512_fmadd_ps(factor, one, a[ROW]);
+                b[ROW] = _mm512_fmadd_ps(factor, two, b[ROW]);
+            });
+        }
+        let scale = _mm512_set1_ps(scale);
+        let rows = out.len() / columns;
+        if rows == BLOCK && columns - first >= 2 * PANEL {
+            for_each!(ROW in 0 1 2 3 4 5 6 7 {
+                let begin = ROW * columns + first;
+                if let [one, two] = out[begin..begin + 2 * PANEL].as_chunks_mut().0 {
+                    store_512(_mm512_mul_ps(a[ROW], scale), one);
+                    store_512(_mm512_mul_ps(b[ROW], scale), two);
+                }
+            });
+        } else {
+            let mut products = [[[0.0; PANEL]; 2]; BLOCK];
+            for_each!(ROW in 0 1 2 3 4 5 6 7 {
+                store_512(_mm512_mul_ps(a[ROW], scale), &mut products[ROW][0]);
+                store_512(_mm512_mul_ps(b[ROW], scale), &mut products[ROW][1]);
+            });
+            put(products.as_flattened().as_flattened(), 2 * PANEL, rows, columns, first, out);
+        }
+    }
+
+    /// The first row alone, for samples.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+    #[inline]
+    fn avx512_row(
+        block: &[BlockColumn],
+        panels: [&[PanelRow]; 2],
+        scale: f32,
+        columns: usize,
+        first: usize,
+        out: &mut [f32],
+    ) {
+        let (mut a, mut b) = (_mm512_setzero_ps(), _mm512_setzero_ps());
+        for ((left, one), two) in block.iter().zip(panels[0]).zip(panels[1]) {
+            let factor = _mm512_set1_ps(left[0]);
+            a = _mm512_fmadd_ps(factor, load_512(&one.0), a);
+            b = _mm512_fmadd_ps(factor, load_512(&two.0), b);
+        }
+        let scale = _mm512_set1_ps(scale);
+        let mut products = [[0.0; PANEL]; 2];
+        store_512(_mm512_mul_ps(a, scale), &mut products[0]);
+        store_512(_mm512_mul_ps(b, scale), &mut products[1]);
+        put(products.as_flattened(), 2 * PANEL, 1, columns, first, out);
+    }
+
+    /// Each panel times all blocks.
+    #[target_feature(enable = "avx2,fma")]
+    pub fn avx2(
+        blocks: &[BlockColumn],
+        panels: &[PanelRow],
+        rank: usize,
+        columns: usize,
+        scale: f32,
+        out: &mut [f32],
+    ) {
+        for (panel, first) in panels.chunks_exact(rank).zip((0..columns).step_by(PANEL)) {
+            for (block, out) in blocks.chunks_exact(rank).zip(out.chunks_mut(BLOCK * columns)) {
+                avx2_rows::<0>(block, panel, scale, columns, first, out);
+                if out.len() > 4 * columns {
+                    avx2_rows::<4>(block, panel, scale, columns, first, out);
+                }
+            }
+        }
+    }
+
+    /// Four rows of two vectors from row `FIRST` on: eight sums hide the latency of one.
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
+    fn avx2_rows<const FIRST: usize>(
+        block: &[BlockColumn],
+        panel: &[PanelRow],
+        scale: f32,
+        columns: usize,
+        first: usize,
+        out: &mut [f32],
+    ) {
+        let mut a = [_mm256_setzero_ps(); 4];
+        let mut b = [_mm256_setzero_ps(); 4];
+        for (left, right) in block.iter().zip(panel) {
+            let [one, two] = right.0.as_chunks().0 else { return };
+            let (one, two) = (load_256(one), load_256(two));
+            for_each!(ROW in 0 1 2 3 {
+                let factor = _mm256_set1_ps(left[FIRST + ROW]);
+                a[ROW] = _mm256_fmadd_ps(factor, one, a[ROW]);
+                b[ROW] = _mm256_fmadd_ps(factor, two, b[ROW]);
+            });
+        }
+        let scale = _mm256_set1_ps(scale);
+        let out = &mut out[FIRST * columns..];
+        let rows = out.len() / columns;
+        if rows >= 4 && columns - first >= PANEL {
+            for_each!(ROW in 0 1 2 3 {
+                let begin = ROW * columns + first;
+                if let [one, two] = out[begin..begin + PANEL].as_chunks_mut().0 {
+                    store_256(_mm256_mul_ps(a[ROW], scale), one);
+                    store_256(_mm256_mul_ps(b[ROW], scale), two);
+                }
+            });
+        } else {
+            let mut products = [[[0.0; PANEL / 2]; 2]; 4];
+            for_each!(ROW in 0 1 2 3 {
+                store_256(_mm256_mul_ps(a[ROW], scale), &mut products[ROW][0]);
+                store_256(_mm256_mul_ps(b[ROW], scale), &mut products[ROW][1]);
+            });
+            put(products.as_flattened().as_flattened(), PANEL, rows, columns, first, out);
+        }
     }
 }
 
@@ -159,14 +312,16 @@ mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             ((state >> 40) as f32 / 8_388_608.0 - 1.0) * [1.0, 1e-3, 1e20][(state >> 33) as usize % 3]
         };
-        for (rows, rank, columns) in
-            [(1, 1, 1), (3, 2, 15), (8, 16, 16), (9, 5, 17), (17, 3, 100), (2, 64, 33)]
-        {
+        // Every rank, and rows and columns that fill blocks and panels in all ways.
+        let shapes =
+            [(1, 1), (1, 100), (3, 15), (4, 16), (5, 31), (8, 32), (8, 33), (9, 17), (17, 65), (24, 96)];
+        let cases = (1..=64).flat_map(|rank| shapes.map(|(rows, columns)| (rows, rank, columns)));
+        for (rows, rank, columns) in cases {
             let left: Vec<f32> = (0..rows * rank).map(|_| number()).collect();
             let right: Vec<f32> = (0..rank * columns).map(|_| number()).collect();
             let (mut blocks, mut panels) = (Vec::new(), Vec::new());
-            pack_left(&left, rows, rank, |i, k| i * rank + k, &mut blocks);
-            pack_right(&right, rank, columns, |k, j| k * columns + j, &mut panels);
+            pack_left(&left, rows, rank, (rank, 1), &mut blocks);
+            pack_right(&right, rank, columns, (columns, 1), &mut panels);
             for level in Level::available() {
                 let mut out = vec![f32::NAN; rows * columns];
                 multiply(level, &blocks, &panels, rank, columns, 0.3, &mut out);
@@ -182,5 +337,20 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn transposed_factors_are_packed_alike() {
+        let (rank, columns) = (3, 21);
+        let numbers: Vec<f32> = (0u8..63).map(f32::from).collect();
+        let turned: Vec<f32> = (0..63).map(|at| numbers[at % rank * columns + at / rank]).collect();
+        let (mut one, mut other) = (Vec::new(), Vec::new());
+        pack_right(&numbers, rank, columns, (columns, 1), &mut one);
+        pack_right(&turned, rank, columns, (1, rank), &mut other);
+        assert!(one.iter().zip(&other).all(|(a, b)| a.0 == b.0));
+        let (mut one, mut other) = (Vec::new(), Vec::new());
+        pack_left(&numbers, columns, rank, (1, columns), &mut one);
+        pack_left(&turned, columns, rank, (rank, 1), &mut other);
+        assert_eq!(one, other);
     }
 }

@@ -4,10 +4,15 @@
 //! magnitude; methods that rank elements by something else give f64 scores of any sign instead
 //! ([`Selection::of_scores`]). A scan counts how many keys lie above a window and how they spread inside it; the window then shrinks to the bin
 //! that holds the k-th largest, until a bin is one key wide. A sample proposes the first window, so
-//! that one scan is normally enough; a bad sample costs a further scan and never a wrong answer.
+//! that one scan is normally enough; a bad sample costs a further scan and never a wrong answer. Where a sample
+//! says that few keys lie inside, but more of them than bins could tell apart, the scan writes these down instead.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::CHUNK;
 use super::combine::MAGNITUDE;
-use super::level::{Level, kernel};
+use super::level::{Level, by_level, kernel};
 use super::values::{Numbers, Values};
 
 /// All bits of an f32 but the sign.
@@ -31,6 +36,14 @@ pub struct Cut {
 pub struct Tally {
     above: u64,
     bins: Vec<Bin>,
+    /// The keys in the window, where they are written down: those of f32 as offsets there, …
+    keys: Vec<u32>,
+    /// … those of scores as such.
+    score_keys: Vec<u64>,
+    /// How many all workers have written down.
+    written: Arc<AtomicUsize>,
+    /// Whether there were more than may be.
+    is_full: bool,
 }
 
 /// Keys that share their upper bits.
@@ -42,9 +55,25 @@ struct Bin {
 }
 
 impl Tally {
+    /// Adds scores that are known to lie above the window.
+    pub fn add_above(&mut self, scores: u64) {
+        self.above += scores;
+    }
+
+    /// Makes room for some more keys, of `room` that there is for all workers; if it is used up, those that are
+    /// there are of no use.
+    fn write_down(&mut self, more: usize, room: usize) {
+        if more > 0 && self.written.fetch_add(more, Ordering::Relaxed) + more > room {
+            (self.keys, self.score_keys, self.is_full) = (Vec::new(), Vec::new(), true);
+        }
+    }
+
     /// Adds the counts of another worker.
     pub fn merge(&mut self, other: &Self) {
         self.above += other.above;
+        self.keys.extend_from_slice(&other.keys);
+        self.score_keys.extend_from_slice(&other.score_keys);
+        self.is_full |= other.is_full;
         for (a, b) in self.bins.iter_mut().zip(&other.bins) {
             a.count += b.count;
             a.union |= b.union;
@@ -75,6 +104,8 @@ fn score_key(score: f64) -> u64 {
 pub struct Selection {
     rank: u64,
     max_bins: usize,
+    /// Most keys that are written down at a time.
+    room: usize,
     keys: Keys,
     low: u64,
     shift: u32,
@@ -82,6 +113,10 @@ pub struct Selection {
     /// The key that the sample has most of in the window, as its offset there: in bf16 many deltas are the same, and
     /// those are counted without looking up their bin.
     favourite: Option<u64>,
+    /// Whether the keys in the window are written down.
+    collects: bool,
+    /// How many the workers have written down.
+    written: Arc<AtomicUsize>,
     cut: Option<Cut>,
 }
 
@@ -90,17 +125,32 @@ impl Selection {
     /// `wide` says that values carry full f64 precision.
     #[must_use]
     pub fn new(rank: u64, max_bins: usize, wide: bool) -> Self {
-        Self::of(rank, max_bins, if wide { Keys::Wide } else { Keys::Narrow })
+        // Keys that take no more memory than the counters of one worker may.
+        let room = max_bins * (size_of::<Bin>() / size_of::<u32>());
+        Self::of(rank, max_bins, room, if wide { Keys::Wide } else { Keys::Narrow })
     }
 
-    /// Looks for the `rank`-th largest of f64 scores, none of which is NaN.
+    /// Looks for the `rank`-th largest of f64 scores, none of which is NaN, with at most `max_bins` counters or `room`
+    /// keys of all workers.
     #[must_use]
-    pub fn of_scores(rank: u64, max_bins: usize) -> Self {
-        Self::of(rank, max_bins, Keys::Scores)
+    pub fn of_scores(rank: u64, max_bins: usize, room: usize) -> Self {
+        Self::of(rank, max_bins, room, Keys::Scores)
     }
 
-    fn of(rank: u64, max_bins: usize, keys: Keys) -> Self {
-        let mut s = Self { rank, max_bins, keys, low: 0, shift: 0, bins: 0, favourite: None, cut: None };
+    fn of(rank: u64, max_bins: usize, room: usize, keys: Keys) -> Self {
+        let mut s = Self {
+            rank,
+            max_bins,
+            room,
+            keys,
+            low: 0,
+            shift: 0,
+            bins: 0,
+            favourite: None,
+            collects: false,
+            written: Arc::default(),
+            cut: None,
+        };
         s.set_window(0, s.end_of_keys());
         s
     }
@@ -163,15 +213,19 @@ impl Selection {
         }
         let share = self.rank as f64 / population as f64;
         let expected = share * len as f64;
-        // Three standard deviations of a binomial count, and some slack for rows that differ.
-        let margin = 3.0 * (expected * (1.0 - share)).max(1.0).sqrt() + len as f64 * 0.003;
         let from_top = |rank: f64| -> Option<usize> {
             let rank = rank.round();
             (rank >= 0.0 && rank < len as f64).then(|| len - 1 - rank as usize)
         };
+        // Three standard deviations, and some slack: of a binomial count, or of the runs of neighbours if they differ more.
+        let middle = *keys.select_nth_unstable(from_top(expected).unwrap_or(0)).1;
+        let deviation = (expected * (1.0 - share)).max(1.0).sqrt().max(self.deviation(sample, middle));
+        let margin = 3.0 * deviation + len as f64 * 0.003;
         let low = from_top(expected + margin).map_or(0, |at| *keys.select_nth_unstable(at).1);
-        let high =
-            from_top(expected - margin).map_or(self.end_of_keys() - 1, |at| *keys.select_nth_unstable(at).1);
+        let high = match from_top(expected - margin) {
+            Some(at) => *keys.select_nth_unstable(at).1,
+            None => self.beyond(keys.iter().copied().max().unwrap_or(0)),
+        };
         // Most deltas of bf16 weights share a wide step, so that fewer and wider bins still hold a single
         // key each, but for the odd one that a further scan sorts out.
         let mut steps: Vec<u32> =
@@ -184,11 +238,42 @@ impl Selection {
             self.shift += 1;
             self.bins = self.bins.div_ceil(2);
         }
+        // The search for the most frequent key left those in the window.
+        let inside = keys.len() as f64 / len as f64 * population as f64;
+        let by_bins = match self.keys {
+            Keys::Narrow => self.shift <= step && self.bins <= STEPPED_BINS,
+            Keys::Wide => true,
+            // Hardly any number of bins tells them apart, unless most are the same.
+            Keys::Scores => false,
+        };
+        self.collects = !by_bins && 1.5 * inside < self.room as f64;
+    }
+
+    /// Standard deviation of the number of keys in a sample that lie above one, by how much its runs of neighbours differ:
+    /// those of a row are alike where rows have sizes of their own, as in the products that adapters make.
+    fn deviation(&self, sample: &[f64], key: u64) -> f64 {
+        let above = |run: &[f64]| run.iter().filter(|v| self.key(**v) > key).count() as f64;
+        let counts: Vec<f64> = sample.chunks_exact(RUN).map(above).collect();
+        let runs = counts.len() as f64;
+        let mean = counts.iter().sum::<f64>() / runs;
+        let squares: f64 = counts.iter().map(|c| (c - mean) * (c - mean)).sum();
+        if counts.len() < 8 { 0.0 } else { (squares * runs / (runs - 1.0)).sqrt() }
+    }
+
+    /// A key that hardly any of a population reaches whose sample's largest is `key`: four times as large. A window up
+    /// to infinity would have wide bins.
+    fn beyond(&self, key: u64) -> u64 {
+        let octave = match self.keys {
+            Keys::Narrow => 1 << (f32::MANTISSA_DIGITS - 1),
+            Keys::Wide | Keys::Scores => 1 << (f64::MANTISSA_DIGITS - 1),
+        };
+        let last = self.end_of_keys() - 1;
+        if key & MAGNITUDE < octave { last } else { key.saturating_add(2 * octave).min(last) }
     }
 
     fn set_window(&mut self, low: u64, end: u64) {
         self.low = low;
-        self.favourite = None;
+        (self.favourite, self.collects, self.written) = (None, false, Arc::default());
         let width = end - low;
         let mut shift = 0;
         while (width - 1) >> shift >= self.max_bins as u64 {
@@ -198,10 +283,28 @@ impl Selection {
         self.bins = ((width - 1) >> shift) as usize + 1;
     }
 
+    /// Makes bins wider until there are no more than so many.
+    fn limit_bins(&mut self, most: u64) {
+        while self.bins as u64 > most {
+            self.shift += 1;
+            self.bins = self.bins.div_ceil(2);
+        }
+    }
+
+    /// The scores from which, and below which, the next scan needs to know scores one by one; it only counts those that
+    /// are at least the second, which may be NaN.
+    #[must_use]
+    pub fn window(&self) -> (f64, f64) {
+        (f64::from_bits(self.magnitude(self.low)), f64::from_bits(self.magnitude(self.end())))
+    }
+
     /// Empty counters for the next scan.
     #[must_use]
     pub fn tally(&self) -> Tally {
-        Tally { above: 0, bins: vec![Bin::default(); self.bins] }
+        if self.collects {
+            return Tally { written: Arc::clone(&self.written), ..Tally::default() };
+        }
+        Tally { bins: vec![Bin::default(); self.bins], ..Tally::default() }
     }
 
     /// Number of keys in the window; one that reaches beyond the last key ends there.
@@ -216,37 +319,72 @@ impl Selection {
 
     /// Counts a chunk of scores.
     pub fn count_scores(&self, level: Level, scores: &[f64], tally: &mut Tally) {
-        tally.above +=
-            count_scores(level, scores, self.low, self.width(), self.shift, self.favourite, &mut tally.bins);
+        if !self.collects {
+            let (low, width) = (self.low, self.width());
+            tally.above +=
+                count_scores(level, scores, low, width, self.shift, self.favourite, &mut tally.bins);
+        } else if !tally.is_full {
+            let before = tally.score_keys.len();
+            let score = |key: u64| f64::from_bits(self.magnitude(key));
+            let (low, last) = (score(self.low), score(self.end() - 1));
+            tally.above += collect_scores(level, scores, low, last, &mut tally.score_keys);
+            tally.write_down(tally.score_keys.len() - before, self.room);
+        }
+    }
+
+    /// Counts a chunk of deltas, which hold f32 values unless the arithmetic is f64.
+    pub fn count_deltas(&self, level: Level, deltas: &[f64], tally: &mut Tally) {
+        static ZEROS: [f64; CHUNK] = [0.0; CHUNK];
+        static NARROW_ZEROS: [f32; CHUNK] = [0.0; CHUNK];
+        let mut narrow = NARROW_ZEROS;
+        for deltas in deltas.chunks(CHUNK) {
+            let len = deltas.len();
+            if self.keys == Keys::Wide {
+                self.count_wide(level, deltas, &ZEROS[..len], tally);
+            } else {
+                narrow_down(level, deltas, &mut narrow[..len]);
+                self.count_narrow(level, &narrow[..len], &NARROW_ZEROS[..len], tally);
+            }
+        }
     }
 
     /// Counts a chunk of the deltas of `expert`.
     pub fn count(&self, level: Level, expert: &Values, base: &Values, tally: &mut Tally) {
-        let (low, width, favourite) = (self.low, self.width(), self.favourite);
-        tally.above += match expert.against(base) {
+        match expert.against(base) {
             (Numbers::Narrow(x), Numbers::Narrow(b)) if self.keys == Keys::Wide => {
-                count_widened(level, x, b, low, width, self.shift, favourite, &mut tally.bins)
+                let (low, width, favourite) = (self.low, self.width(), self.favourite);
+                tally.above += count_widened(level, x, b, low, width, self.shift, favourite, &mut tally.bins);
             }
-            (Numbers::Narrow(x), Numbers::Narrow(b)) => count_narrow(
-                level,
-                x,
-                b,
-                low as u32,
-                width as u32,
-                self.shift,
-                favourite.map(|f| f as u32),
-                &mut tally.bins,
-            ),
-            (Numbers::Wide(x), Numbers::Wide(b)) => {
-                count_wide(level, x, b, low, width, self.shift, favourite, &mut tally.bins)
-            }
+            (Numbers::Narrow(x), Numbers::Narrow(b)) => self.count_narrow(level, x, b, tally),
+            (Numbers::Wide(x), Numbers::Wide(b)) => self.count_wide(level, x, b, tally),
             _ => unreachable!("the models of a tensor share one width"),
-        };
+        }
+    }
+
+    fn count_narrow(&self, level: Level, x: &[f32], b: &[f32], tally: &mut Tally) {
+        let (low, width) = (self.low as u32, self.width() as u32);
+        if self.collects && !tally.is_full {
+            let before = tally.keys.len();
+            tally.above += collect_narrow(level, x, b, low, width, &mut tally.keys);
+            tally.write_down(tally.keys.len() - before, self.room);
+        } else if !self.collects {
+            let favourite = self.favourite.map(|f| f as u32);
+            tally.above += count_narrow(level, x, b, low, width, self.shift, favourite, &mut tally.bins);
+        }
+    }
+
+    fn count_wide(&self, level: Level, x: &[f64], b: &[f64], tally: &mut Tally) {
+        let (low, width) = (self.low, self.width());
+        tally.above += count_wide(level, x, b, low, width, self.shift, self.favourite, &mut tally.bins);
     }
 
     /// Learns from the counts of a whole scan: the answer, or a smaller window for the next one.
-    pub fn learn(&mut self, tally: &Tally) {
-        let inside: u64 = tally.bins.iter().map(|b| b.count).sum();
+    pub fn learn(&mut self, tally: &mut Tally) {
+        if tally.is_full {
+            return self.set_window(self.low, self.end());
+        }
+        let written = (tally.keys.len() + tally.score_keys.len()) as u64;
+        let inside = tally.bins.iter().map(|b| b.count).sum::<u64>() + written;
         if tally.above >= self.rank {
             return self.set_window(self.end(), self.end_of_keys());
         }
@@ -254,6 +392,17 @@ impl Selection {
             return self.set_window(0, self.low);
         }
         let mut above = tally.above;
+        if self.collects {
+            let rank = (self.rank - above) as usize;
+            let (key, kept_ties, ties) = if self.keys == Keys::Scores {
+                largest(&mut tally.score_keys, rank)
+            } else {
+                let (offset, kept_ties, ties) = largest(&mut tally.keys, rank);
+                (self.low + u64::from(offset), kept_ties, ties)
+            };
+            self.cut = Some(Cut { threshold: self.magnitude(key), ties, kept_ties });
+            return;
+        }
         for (at, Bin { count, union }) in tally.bins.iter().enumerate().rev() {
             if above + count >= self.rank {
                 let threshold = self.low + ((at as u64) << self.shift);
@@ -263,12 +412,21 @@ impl Selection {
                 } else {
                     let end = threshold.saturating_add(1 << self.shift);
                     self.set_window(threshold, end.min(self.end_of_keys()));
+                    self.limit_bins((SPARSE * count).max(FEWEST_BINS));
                 }
                 return;
             }
             above += count;
         }
     }
+}
+
+/// The `rank`-th largest key (1 = the largest), how many of its kind belong to the `rank` largest, and how many there are.
+fn largest<K: Ord + Copy>(keys: &mut [K], rank: usize) -> (K, u64, u64) {
+    let at = keys.len() - rank;
+    let key = *keys.select_nth_unstable(at).1;
+    let kept = keys[at..].iter().filter(|k| **k == key).count() as u64;
+    (key, kept, keys.iter().filter(|k| **k == key).count() as u64)
 }
 
 /// The key from `low` to `high` of which there are most, if there are several of it.
@@ -279,12 +437,18 @@ fn most_frequent(keys: &mut Vec<u64>, low: u64, high: u64) -> Option<u64> {
     (longest.len() > 1).then_some(longest[0])
 }
 
+/// Values of a sample that are neighbours in their tensor.
+pub const RUN: usize = 256;
+/// A bin in which several keys were found becomes a window with so many bins a key, so that hardly two share one.
+const SPARSE: u64 = 64;
+/// Bins that cost nothing.
+const FEWEST_BINS: u64 = 1024;
 /// Bins of a window in which most keys share a step.
 const STEPPED_BINS: usize = 1 << 15;
-/// Deltas looked at together.
-const ROW: usize = 16;
-/// One bit for each of them.
-const BITS: [u32; ROW] = {
+/// Elements looked at together.
+pub(super) const ROW: usize = 16;
+/// One bit for each element of a row.
+pub(super) const BITS: [u32; ROW] = {
     let mut bits = [0; ROW];
     let mut i = 0;
     while i < ROW {
@@ -293,6 +457,23 @@ const BITS: [u32; ROW] = {
     }
     bits
 };
+
+/// One bit for each flag that is set, the first the lowest.
+#[inline(always)]
+fn pack(flags: u128) -> u32 {
+    // The product brings flag k of eight, at bit 8k, to bit 56 + k; no two flags meet below, so nothing carries.
+    let eight = |flags: u64| (flags.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u32;
+    eight(flags as u64) | eight((flags >> 64) as u64) << 8
+}
+
+kernel! {
+    /// Values of f32 as such.
+    fn narrow_down(values: &[f64], out: &mut [f32]) {
+        for (o, v) in out.iter_mut().zip(values) {
+            *o = *v as f32;
+        }
+    }
+}
 
 /// A counter of the keys that `$key` makes of one element of each slice. `$rows` and `$tail` go through whole rows
 /// and what is left of them.
@@ -305,8 +486,8 @@ macro_rules! counters {
         kernel! {
             /// Counts elements by their bins in the window of `width` keys from `low`, and returns how many lie above.
             fn $name($($slice: &[$ty],)+ low: $bits, width: $bits, shift: u32, favourite: Option<$bits>, bins: &mut [Bin]) -> u64 {
-                let mut above = 0;
-                let mut favourites = 0;
+                // Summed at the end: across the elements of a row sums are dear.
+                let (mut beyond, mut same) = ([0; ROW], [0; ROW]);
                 // No offset in the window is as large as this.
                 let alike = favourite.unwrap_or(<$bits>::MAX);
                 let end = low + width;
@@ -314,30 +495,30 @@ macro_rules! counters {
                     // Step by step through small arrays, which the compiler turns into vectors and their
                     // comparisons into masks.
                     let mut offsets = [0; ROW];
-                    let mut bits = [0u32; ROW];
-                    let (mut beyond, mut same) = (0u32, 0u32);
+                    let mut flags = [0; ROW];
                     for $i in 0..ROW {
                         let key = $key;
                         offsets[$i] = key.wrapping_sub(low);
-                        bits[$i] = if offsets[$i] < width && offsets[$i] != alike { BITS[$i] } else { 0 };
-                        same += u32::from(offsets[$i] == alike);
-                        beyond += u32::from(key >= end);
+                        flags[$i] = u8::from((offsets[$i] < width) & (offsets[$i] != alike));
+                        same[$i] += <$bits>::from(offsets[$i] == alike);
+                        beyond[$i] += <$bits>::from(key >= end);
                     }
-                    let mut inside = 0;
-                    for bit in bits {
-                        inside |= bit;
-                    }
-                    above += u64::from(beyond);
-                    favourites += u64::from(same);
                     // Few keys fall into the window, so most rows have nothing to count.
+                    let flags = u128::from_le_bytes(flags);
+                    if flags == 0 {
+                        continue;
+                    }
+                    let mut inside = pack(flags);
                     while inside != 0 {
-                        let i = inside.trailing_zeros() as usize;
+                        let i = inside.trailing_zeros() as usize % ROW;
                         let bin = &mut bins[(offsets[i] >> shift) as usize];
                         bin.count += 1;
                         bin.union |= u64::from(offsets[i]);
                         inside &= inside - 1;
                     }
                 }
+                let sum = |counts: [$bits; ROW]| counts.iter().map(|n| u64::from(*n)).sum::<u64>();
+                let (mut above, favourites) = (sum(beyond), sum(same));
                 if let Some(offset) = favourite {
                     let bin = &mut bins[(offset >> shift) as usize];
                     bin.count += favourites;
@@ -390,11 +571,101 @@ counters!(
     |one| score_key(*one),
 );
 
+kernel! {
+    /// Writes down the keys in the window of `width` keys from `low`, and returns how many lie above.
+    fn collect_narrow(expert: &[f32], base: &[f32], low: u32, width: u32, keys: &mut Vec<u32>) -> u64 {
+        let mut above = 0;
+        let end = low + width;
+        let ((xs, x_tail), (bs, b_tail)) = (expert.as_chunks::<ROW>(), base.as_chunks::<ROW>());
+        for (x, b) in xs.iter().zip(bs) {
+            let mut offsets = [0; ROW];
+            let mut bits = [0u32; ROW];
+            let mut beyond = 0u32;
+            for i in 0..ROW {
+                let key = (x[i] - b[i]).to_bits() & NARROW_MAGNITUDE;
+                offsets[i] = key.wrapping_sub(low);
+                bits[i] = if offsets[i] < width { BITS[i] } else { 0 };
+                beyond += u32::from(key >= end);
+            }
+            let mut inside = 0;
+            for bit in bits {
+                inside |= bit;
+            }
+            above += u64::from(beyond);
+            while inside != 0 {
+                keys.push(offsets[inside.trailing_zeros() as usize]);
+                inside &= inside - 1;
+            }
+        }
+        for (x, b) in x_tail.iter().zip(b_tail) {
+            let key = (x - b).to_bits() & NARROW_MAGNITUDE;
+            if key >= end {
+                above += 1;
+            } else if key >= low {
+                keys.push(key - low);
+            }
+        }
+        above
+    }
+}
+
+/// Writes down the keys of the scores from `low` to `last`, and returns how many lie above.
+fn collect_scores(level: Level, scores: &[f64], low: f64, last: f64, keys: &mut Vec<u64>) -> u64 {
+    let mut above = 0;
+    let (rows, tail) = scores.as_chunks::<ROW>();
+    sift(level, rows, low, last, keys, &mut above);
+    sift_plainly(tail, low, last, keys, &mut above);
+    above
+}
+
+by_level! {
+    /// [`sift_plainly`] for whole rows. Few scores lie between the bounds, so most rows have nothing to write down; the
+    /// compiler does not find out by itself how little has to be done for them.
+    fn sift(rows: &[[f64; ROW]], low: f64, last: f64, keys: &mut Vec<u64>, above: &mut u64) = sift_rows, sift_rows, sift_avx512;
+}
+
+fn sift_rows(rows: &[[f64; ROW]], low: f64, last: f64, keys: &mut Vec<u64>, above: &mut u64) {
+    sift_plainly(rows.as_flattened(), low, last, keys, above);
+}
+
+fn sift_plainly(scores: &[f64], low: f64, last: f64, keys: &mut Vec<u64>, above: &mut u64) {
+    for score in scores {
+        if *score > last {
+            *above += 1;
+        } else if *score >= low {
+            keys.push(score_key(*score));
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,popcnt,bmi1")]
+fn sift_avx512(rows: &[[f64; ROW]], low: f64, last: f64, keys: &mut Vec<u64>, above: &mut u64) {
+    use std::arch::x86_64::{_CMP_GE_OQ, _CMP_GT_OQ, _mm512_cmp_pd_mask, _mm512_set1_pd};
+
+    use super::level::registers::load_512_wide;
+
+    let (lows, lasts) = (_mm512_set1_pd(low), _mm512_set1_pd(last));
+    for row in rows {
+        let (mut reach, mut beyond) = (0, 0);
+        for (half, shift) in row.as_chunks().0.iter().zip([0, 8]) {
+            let scores = load_512_wide(half);
+            reach |= u32::from(_mm512_cmp_pd_mask::<_CMP_GE_OQ>(scores, lows)) << shift;
+            beyond |= u32::from(_mm512_cmp_pd_mask::<_CMP_GT_OQ>(scores, lasts)) << shift;
+        }
+        *above += u64::from(beyond.count_ones());
+        let mut inside = reach & !beyond;
+        while inside != 0 {
+            keys.push(score_key(row[inside.trailing_zeros() as usize % ROW]));
+            inside &= inside - 1;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::dtype::DType;
-    use crate::kernel::CHUNK;
 
     fn search(values: &[f64], rank: u64, bins: usize, wide: bool, sample: Option<&[f64]>) -> (Cut, usize) {
         let mut s = Selection::new(rank, bins, wide);
@@ -415,7 +686,7 @@ mod tests {
                 base.load(Level::choose(), dtype, &vec![0; bytes.len()], chunk.len(), wide);
                 s.count(Level::choose(), &expert, &base, &mut tally);
             }
-            s.learn(&tally);
+            s.learn(&mut tally);
             scans += 1;
             assert!(scans < 40, "no end");
         }
@@ -473,6 +744,36 @@ mod tests {
     }
 
     #[test]
+    fn rows_of_different_sizes_still_take_one_scan() {
+        let sizes = noise(400, false);
+        let values: Vec<f64> = noise(400 * 1024, false)
+            .iter()
+            .enumerate()
+            .map(|(i, v)| f64::from((v * (1.0 + sizes[i / 1024])) as f32))
+            .collect();
+        let sample: Vec<f64> = values.chunks(3 * 1024).flat_map(|rows| &rows[..RUN]).copied().collect();
+        assert_eq!(search(&values, 80_000, 1 << 17, false, Some(&sample)), (by_sorting(&values, 80_000), 1));
+    }
+
+    #[test]
+    fn keys_that_bins_cannot_tell_apart_are_written_down() {
+        let values = noise(400_000, false);
+        let sample: Vec<f64> = values.iter().step_by(13).copied().collect();
+        for (bins, scans) in [(1 << 16, 1), (1 << 14, 1), (1 << 8, 2)] {
+            let found = search(&values, 80_000, bins, false, Some(&sample));
+            assert_eq!(found.0, by_sorting(&values, 80_000), "{bins}");
+            assert!(if scans == 1 { found.1 == 1 } else { found.1 >= scans }, "{bins}: {} scans", found.1);
+        }
+        // A sample that promises few keys where there are too many to be written down.
+        let mut crowded = values.clone();
+        let threshold = f64::from_bits(by_sorting(&values, 80_000).threshold) as f32;
+        for (i, value) in crowded.iter_mut().enumerate().filter(|(i, _)| i % 13 != 0) {
+            *value = f64::from(f32::from_bits(threshold.to_bits() + (i % 97) as u32));
+        }
+        assert_eq!(search(&crowded, 80_000, 1 << 14, false, Some(&sample)).0, by_sorting(&crowded, 80_000));
+    }
+
+    #[test]
     fn a_common_step_makes_wide_bins_exact_and_a_finer_one_is_found_out() {
         let mut values: Vec<f64> =
             noise(100_000, false).iter().map(|v| (v * 4096.0).round() / 4096.0).collect();
@@ -499,9 +800,10 @@ mod tests {
         sorted.sort_unstable_by(|a, b| b.partial_cmp(a).unwrap());
         let sample: Vec<f64> = values.iter().step_by(7).copied().collect();
         for rank in [1, 2, 700, 9_000, 9_800, 10_400, 11_000, 20_010, 20_011] {
-            for bins in [1024, 1 << 16] {
+            // With counters alone, with room for hardly all that lie in the window, and for more than enough.
+            for (bins, room) in [(1024, 0), (1 << 16, 0), (1024, 1500), (1024, 1 << 20)] {
                 for sample in [None, Some(&sample), Some(&values)] {
-                    let mut s = Selection::of_scores(7, bins);
+                    let mut s = Selection::of_scores(7, bins, room);
                     s.set_rank(rank);
                     if let Some(sample) = sample {
                         s.propose(sample, values.len() as u64);
@@ -512,7 +814,8 @@ mod tests {
                         for chunk in values.chunks(1000) {
                             s.count_scores(Level::choose(), chunk, &mut tally);
                         }
-                        s.learn(&tally);
+                        assert!(tally.score_keys.len() <= room, "more than there is room for");
+                        s.learn(&mut tally);
                         scans += 1;
                         assert!(scans < 40, "no end");
                     }

@@ -15,6 +15,8 @@ pub struct Values {
     len: usize,
     /// Whose stored numbers these are, if they are just that.
     plain: Option<usize>,
+    /// Whether the numbers were left out, since only the delta is looked at.
+    absent: bool,
     /// What was added to whose stored numbers.
     change: Change,
 }
@@ -57,6 +59,7 @@ impl Default for Values {
             is_bf16: false,
             len: 0,
             plain: None,
+            absent: false,
             change: Change::default(),
         }
     }
@@ -65,7 +68,7 @@ impl Default for Values {
 impl Values {
     /// Decodes `len` elements. `wide` is the same for all models of a tensor.
     pub fn load(&mut self, level: Level, dtype: DType, bytes: &[u8], len: usize, wide: bool) {
-        (self.is_wide, self.len) = (wide, len);
+        (self.is_wide, self.len, self.absent) = (wide, len, false);
         self.is_bf16 = dtype == DType::BF16;
         (self.plain, self.change.from) = (None, None);
         if self.narrow.len() < len {
@@ -96,9 +99,25 @@ impl Values {
         } else {
             combine::shift_narrow(level, &mut self.narrow[..self.len], change);
         }
-        if origin.is_none() {
-            return;
+        if origin.is_some() {
+            self.keep_change(level, change);
         }
+    }
+
+    /// Takes a change of `origin`'s stored numbers, without those: for jobs that look at deltas alone.
+    pub fn take_change(&mut self, level: Level, change: &[f32], origin: usize, wide: bool) {
+        (self.is_wide, self.len, self.absent) = (wide, change.len(), true);
+        (self.plain, self.change.from) = (None, Some(origin));
+        self.keep_change(level, change);
+    }
+
+    /// Stands for `len` of `origin`'s stored numbers, which nobody looks at: deltas from them are known by themselves.
+    pub fn stand_for(&mut self, origin: usize, len: usize, wide: bool) {
+        (self.is_wide, self.len, self.absent) = (wide, len, true);
+        (self.plain, self.change.from) = (Some(origin), None);
+    }
+
+    fn keep_change(&mut self, level: Level, change: &[f32]) {
         let kept = &mut self.change;
         if self.is_wide {
             kept.wide.resize(self.len.max(kept.wide.len()), 0.0);
@@ -142,8 +161,12 @@ impl Values {
     }
 
     /// The numbers.
+    ///
+    /// # Panics
+    /// If they were left out: a job that looks at them must not say that it looks at deltas alone.
     #[must_use]
     pub fn numbers(&self) -> Numbers<'_> {
+        assert!(!self.absent, "these numbers were left out");
         if self.is_wide {
             Numbers::Wide(&self.wide[..self.len])
         } else {
@@ -226,6 +249,10 @@ impl Values {
         squares: &mut lanes::Lanes,
     ) {
         match self.against(base) {
+            // A change that is kept whole needs no comparisons, and zeros no subtraction.
+            (Numbers::Narrow(change), _) if threshold == 0 && !strict && self.is_known_change_of(base) => {
+                combine::weigh_narrow(level, change, factor, out, squares);
+            }
             (Numbers::Narrow(x), Numbers::Narrow(b)) => {
                 let (least, exact) = narrow_threshold(threshold);
                 combine::cut_narrow(level, x, b, least, strict && exact, factor, out, squares);
@@ -370,19 +397,42 @@ impl Values {
         }
     }
 
+    /// `out = self + factor · (Σ weight · delta)` of two experts where that adds something, else `self`; adds the squares of
+    /// their deltas to their lanes. Gives whether it did: not in f64.
+    pub fn add_two_deltas(
+        &self,
+        level: Level,
+        experts: [&Self; 2],
+        weights: [f64; 2],
+        factor: f64,
+        out: &mut [f64],
+        squares: [&mut lanes::Lanes; 2],
+    ) -> bool {
+        match (self.numbers(), experts[0].against(self), experts[1].against(self)) {
+            (
+                Numbers::Narrow(base),
+                (Numbers::Narrow(x), Numbers::Narrow(b)),
+                (Numbers::Narrow(y), Numbers::Narrow(c)),
+            ) => {
+                combine::add_two_deltas(level, base, (x, b), (y, c), weights, factor, out, squares);
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// `change = self + factor · change` where that adds something, else `self`, signed zeros included.
     pub fn add_change(&self, level: Level, factor: f64, change: &mut [f64]) {
-        if self.is_wide {
-            combine::add_change_wide(level, &self.wide[..self.len], factor, change);
-        } else {
-            combine::add_change_narrow(level, &self.narrow[..self.len], factor, change);
+        match self.numbers() {
+            Numbers::Narrow(v) => combine::add_change_narrow(level, v, factor, change),
+            Numbers::Wide(v) => combine::add_change_wide(level, v, factor, change),
         }
     }
 
     /// Multiplies the difference to `base` by a factor; where they are equal nothing changes. In f64, since rounding
     /// to f32 would lose most of a small difference.
     pub fn scale_delta(&mut self, level: Level, base: &Self, factor: f64) {
-        debug_assert!(self.is_wide && base.is_wide, "norms are matched in f64");
+        debug_assert!(self.is_wide && base.is_wide && !self.absent, "norms are matched in f64");
         if factor != 1.0 {
             combine::scale_difference(level, &base.wide[..self.len], factor, &mut self.wide[..self.len]);
             (self.plain, self.is_bf16) = (None, false);
@@ -428,11 +478,7 @@ impl Values {
 
     /// Adds the squares of all elements to the lanes.
     pub fn add_squares(&self, level: Level, lanes: &mut lanes::Lanes) {
-        if self.is_wide {
-            lanes::add_squares_wide(level, &self.wide[..self.len], lanes);
-        } else {
-            lanes::add_squares_narrow(level, &self.narrow[..self.len], lanes);
-        }
+        self.add_squares_of(level, 0..self.len, lanes);
     }
 
     /// Adds the squares of some elements to the lanes.
@@ -454,10 +500,10 @@ impl Values {
 
     /// Adds the products with the elements of `other` to the lanes.
     pub fn add_products(&self, level: Level, other: &Self, lanes: &mut lanes::Lanes) {
-        if self.is_wide {
-            lanes::add_products_wide(level, &self.wide[..self.len], &other.wide[..self.len], lanes);
-        } else {
-            lanes::add_products_narrow(level, &self.narrow[..self.len], &other.narrow[..self.len], lanes);
+        match (self.numbers(), other.numbers()) {
+            (Numbers::Narrow(a), Numbers::Narrow(b)) => lanes::add_products_narrow(level, a, b, lanes),
+            (Numbers::Wide(a), Numbers::Wide(b)) => lanes::add_products_wide(level, a, b, lanes),
+            _ => unreachable!("the models of a tensor share one width"),
         }
     }
 
@@ -473,10 +519,9 @@ impl Values {
     /// Number of NaN and infinite elements.
     #[must_use]
     pub fn non_finite(&self) -> u64 {
-        let count = if self.is_wide {
-            self.wide[..self.len].iter().filter(|v| !v.is_finite()).count()
-        } else {
-            self.narrow[..self.len].iter().filter(|v| !v.is_finite()).count()
+        let count = match self.numbers() {
+            Numbers::Narrow(v) => v.iter().filter(|v| !v.is_finite()).count(),
+            Numbers::Wide(v) => v.iter().filter(|v| !v.is_finite()).count(),
         };
         count as u64
     }
@@ -484,10 +529,9 @@ impl Values {
     /// Index in the chunk of the first NaN or infinite element.
     #[must_use]
     pub fn first_non_finite(&self) -> Option<usize> {
-        if self.is_wide {
-            self.wide[..self.len].iter().position(|v| !v.is_finite())
-        } else {
-            self.narrow[..self.len].iter().position(|v| !v.is_finite())
+        match self.numbers() {
+            Numbers::Narrow(v) => v.iter().position(|v| !v.is_finite()),
+            Numbers::Wide(v) => v.iter().position(|v| !v.is_finite()),
         }
     }
 }

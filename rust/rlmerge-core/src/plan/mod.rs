@@ -588,7 +588,8 @@ impl MergePlan {
         let a_worker =
             TILE_ELEMENTS * widest + models * (TILE_ELEMENTS + 2 * longest) * widest_in + chunks + changes;
         let scanning = if self.tensors.iter().any(|t| self.passes(t).scans > 0) {
-            KEPT_BYTES + SELECTION_BYTES
+            // Those of the workers, and their sum.
+            KEPT_BYTES + 2 * SELECTION_BYTES
         } else {
             0
         };

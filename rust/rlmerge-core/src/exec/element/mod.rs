@@ -14,7 +14,7 @@ use super::job::{Chunk, Job, Partial, Scope, Ties};
 use crate::error::Result;
 use crate::kernel::lanes::{self, Lanes};
 use crate::kernel::values::Numbers;
-use crate::kernel::{combine, element};
+use crate::kernel::{combine, element, pair};
 use crate::plan::family::element::{Element, Rule};
 
 /// The method at work on a scope.
@@ -45,6 +45,24 @@ fn load_deltas(chunk: &mut Chunk<'_>, experts: usize, mut squares: Option<&mut [
     let (level, len) = (chunk.level, chunk.len);
     let (base, scratch) = (&chunk.values[0], &mut *chunk.scratch);
     let total = &mut scratch.total[..len];
+    if experts == 2 {
+        let (first, second) = scratch.deltas.split_at_mut(scratch.stride);
+        let (first, second) = (&mut first[..len], &mut second[..len]);
+        let mut none = [Lanes::default(); 3];
+        let [_, x_squares, y_squares, ..] = squares.unwrap_or(&mut none) else {
+            unreachable!("there are sums for the base and two experts");
+        };
+        match (chunk.values[1].against(base), chunk.values[2].against(base)) {
+            ((Numbers::Narrow(x), Numbers::Narrow(u)), (Numbers::Narrow(y), Numbers::Narrow(v))) => {
+                pair::load_narrow(level, x, u, y, v, first, second, total, x_squares, y_squares);
+            }
+            ((Numbers::Wide(x), Numbers::Wide(u)), (Numbers::Wide(y), Numbers::Wide(v))) => {
+                pair::load_wide(level, x, u, y, v, first, second, total, x_squares, y_squares);
+            }
+            _ => unreachable!("the models of a tensor share one width"),
+        }
+        return;
+    }
     for (at, delta) in scratch.deltas.chunks_mut(scratch.stride).take(experts).enumerate() {
         let delta = &mut delta[..len];
         match &mut squares {

@@ -6,12 +6,21 @@ use serde_json::{Map, Value, json};
 use super::load_deltas;
 use crate::error::Result;
 use crate::exec::job::{Chunk, Job, Partial, Scope, Ties};
+use crate::kernel::Level;
 use crate::kernel::element::{self, Rival};
 use crate::kernel::lanes::Lanes;
+use crate::kernel::rivals::{Bounds, Picked};
 use crate::kernel::select::{Selection, Tally};
 
 /// The authors divide by this much at least.
 const LEAST_SHARE: f64 = 1e-12;
+
+/// Most counters of magnitudes: of bf16 weights most differ by wide steps, and more counters cost more to clear than a
+/// further scan.
+const BINS: usize = 1 << 15;
+/// Most counters of scores. Hardly two are equal, so that no number of counters tells them all apart in one scan;
+/// these stay in the processor's cache.
+const SCORE_BINS: usize = 1 << 13;
 
 /// What is learnt next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,11 +58,11 @@ impl PcbJob {
         let clipped = ((clip * n as f64) as u64).min(n.saturating_sub(1) / 2);
         let dropped = ((1.0 - ratio) * n as f64) as u64;
         // Two selections of an expert are counted at a time.
-        let bins = (scope.bins / 2).max(1024);
+        let bins = (scope.bins / 2).clamp(1024, BINS);
         let search = || Search {
-            low: Selection::of_scores(n - clipped, bins),
-            high: Selection::of_scores(1 + clipped, bins),
-            cut: Selection::of_scores((n - dropped.min(n)).max(1), bins),
+            low: Selection::new(n - clipped, bins, scope.wide),
+            high: Selection::new(1 + clipped, bins, scope.wide),
+            cut: Selection::of_scores((n - dropped.min(n)).max(1), bins.min(SCORE_BINS), scope.scores),
             rival: Rival { low: 0.0, high: 0.0, count: experts as f64, cut: 0.0, peak: f64::NEG_INFINITY },
         };
         Self {
@@ -96,6 +105,54 @@ impl PcbJob {
     }
 }
 
+impl Search {
+    /// Counts the scores of a chunk and finds the largest; exactly as far as it matters for the two.
+    #[allow(clippy::too_many_arguments, reason = "buffers of the worker, and its counts")]
+    fn count_scores(
+        &self,
+        level: Level,
+        delta: &[f64],
+        total: &[f64],
+        scores: &mut [f64],
+        picked: &mut Picked,
+        tally: &mut Tally,
+        peak: &mut f64,
+    ) {
+        let (low, high) = self.cut.window();
+        let bounds = Bounds { low, high, peak: peak.max(self.rival.peak) };
+        let scores = if bounds.are_useful(&self.rival) {
+            tally.add_above(picked.pick(level, delta, total, self.rival, bounds));
+            picked.scores(level, self.rival)
+        } else {
+            element::compete(level, delta, total, self.rival, scores);
+            &*scores
+        };
+        self.cut.count_scores(level, scores, tally);
+        *peak = peak.max(element::greatest(level, scores));
+    }
+
+    /// Adds the expert's part of a chunk to the mean.
+    fn add_scaled(
+        &self,
+        level: Level,
+        delta: &[f64],
+        total: &[f64],
+        picked: &mut Picked,
+        mix: &mut [f64],
+        share: &mut [f64],
+    ) {
+        let rival = self.rival;
+        // Scores below the cut have no scale, if there are larger ones than that at the cut.
+        let bounds = Bounds { low: rival.cut, high: f64::NAN, peak: f64::NEG_INFINITY };
+        if rival.peak > rival.cut && bounds.are_useful(&rival) {
+            picked.pick(level, delta, total, rival, bounds);
+            picked.add_scaled(level, rival, mix, share);
+        } else {
+            element::add_scaled(level, delta, total, rival, mix, share);
+        }
+    }
+}
+
 fn value(selection: &Selection) -> Option<f64> {
     selection.cut().map(|c| f64::from_bits(c.threshold))
 }
@@ -126,9 +183,8 @@ impl Job for PcbJob {
 
     fn end_sample(&mut self, population: u64) {
         for (search, sample) in self.experts.iter_mut().zip(&self.sample) {
-            let sizes: Vec<f64> = sample.iter().map(|v| v.abs()).collect();
-            search.low.propose(&sizes, population);
-            search.high.propose(&sizes, population);
+            search.low.propose(sample, population);
+            search.high.propose(sample, population);
         }
         self.learn_clips();
     }
@@ -153,41 +209,40 @@ impl Job for PcbJob {
         load_deltas(chunk, self.experts.len(), None);
         let (level, len) = (chunk.level, chunk.len);
         let scratch = &mut *chunk.scratch;
-        let (total, scores) = (&mut scratch.total[..len], &mut scratch.out[..len]);
+        let (total, scores) = (&scratch.total[..len], &mut scratch.out[..len]);
         for (at, search) in self.experts.iter().enumerate() {
             let delta = &scratch.deltas[at * scratch.stride..][..len];
-            let mut count = |selection: &Selection, scores: &[f64], at: usize| {
-                if selection.cut().is_none() {
-                    selection.count_scores(level, scores, &mut partial.tallies[at]);
-                }
-            };
             if self.step == Step::Clip {
-                element::magnitudes(level, delta, 1.0, scores);
-                count(&search.low, scores, 2 * at);
-                count(&search.high, scores, 2 * at + 1);
-            } else {
-                element::compete(level, delta, total, search.rival, scores);
-                count(&search.cut, scores, at);
-                partial.maxima[at] = partial.maxima[at].max(element::greatest(level, scores));
+                for (selection, tally) in
+                    [&search.low, &search.high].into_iter().zip(&mut partial.tallies[2 * at..])
+                {
+                    if selection.cut().is_none() {
+                        selection.count_deltas(level, delta, tally);
+                    }
+                }
+            } else if search.cut.cut().is_none() {
+                // Otherwise the largest score is known too.
+                let (tally, peak) = (&mut partial.tallies[at], &mut partial.maxima[at]);
+                search.count_scores(level, delta, total, scores, &mut scratch.picked, tally, peak);
             }
         }
     }
 
-    fn learn(&mut self, partial: Partial, _tensor: &str) -> Result<()> {
-        let learn = |selection: &mut Selection, tally: &Tally| {
+    fn learn(&mut self, mut partial: Partial, _tensor: &str) -> Result<()> {
+        let learn = |selection: &mut Selection, tally: &mut Tally| {
             if selection.cut().is_none() {
                 selection.learn(tally);
             }
         };
         if self.step == Step::Clip {
-            for (search, tallies) in self.experts.iter_mut().zip(partial.tallies.chunks_exact(2)) {
-                learn(&mut search.low, &tallies[0]);
-                learn(&mut search.high, &tallies[1]);
+            for (search, [low, high]) in self.experts.iter_mut().zip(partial.tallies.as_chunks_mut().0) {
+                learn(&mut search.low, low);
+                learn(&mut search.high, high);
             }
             self.learn_clips();
         } else {
             for (at, search) in self.experts.iter_mut().enumerate() {
-                learn(&mut search.cut, &partial.tallies[at]);
+                learn(&mut search.cut, &mut partial.tallies[at]);
                 search.rival.peak = search.rival.peak.max(partial.maxima[at]);
             }
             self.learn_cuts();
@@ -204,7 +259,7 @@ impl Job for PcbJob {
         mix.fill(0.0);
         share.fill(0.0);
         for (delta, search) in deltas.chunks(scratch.stride).zip(&self.experts) {
-            element::add_scaled(level, &delta[..len], total, search.rival, mix, share);
+            search.add_scaled(level, &delta[..len], total, &mut scratch.picked, mix, share);
         }
         element::divide_by_share(level, mix, share, LEAST_SHARE);
         element::show_non_finite(level, total, mix);

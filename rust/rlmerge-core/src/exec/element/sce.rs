@@ -5,7 +5,9 @@ use crate::error::Result;
 use crate::exec::job::{Chunk, Job, Partial, Scope, Ties};
 use crate::kernel::element;
 use crate::kernel::lanes::Lanes;
+use crate::kernel::pair::{self, Election};
 use crate::kernel::select::Selection;
+use crate::kernel::values::Numbers;
 use crate::kernel::{Level, combine};
 use crate::plan::TILE_ELEMENTS;
 
@@ -13,6 +15,10 @@ use crate::plan::TILE_ELEMENTS;
 const MERGEKIT_TINY: f64 = 1e-6;
 /// mergekit divides by this much at least.
 const MERGEKIT_LEAST: f64 = 1e-6;
+
+/// Most counters: of bf16 weights most variances differ by wide steps, and more counters cost more to clear than a
+/// further scan.
+const BINS: usize = 1 << 15;
 
 /// What is learnt next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +67,7 @@ impl SceJob {
             share,
             mergekit,
             step: if share < 1.0 { Step::Select } else { Step::Weigh },
-            selection: Selection::of_scores(1, scope.bins),
+            selection: Selection::of_scores(1, scope.bins.min(BINS), scope.scores),
             sample: Vec::new(),
             // No variance is negative: everything is kept.
             cutoff: Cutoff { score: -1.0, end_of_ties: 0 },
@@ -85,6 +91,10 @@ impl SceJob {
         let scratch = &mut *chunk.scratch;
         let (deltas, spread) = scratch.deltas.split_at_mut(self.experts * scratch.stride);
         let (spread, mean) = (&mut spread[..len], &mut scratch.out[..len]);
+        if self.experts == 2 {
+            let (first, second) = deltas.split_at(scratch.stride);
+            return pair::spread(level, &first[..len], &second[..len], spread);
+        }
         let delta = |at: usize| &deltas[at * scratch.stride..at * scratch.stride + len];
         spread.fill(0.0);
         mean.fill(0.0);
@@ -95,6 +105,41 @@ impl SceJob {
         for at in 0..self.experts {
             element::add_spread(level, delta(at), delta(0), mean, spread);
         }
+    }
+
+    /// What a scan gathers of two experts, straight from the models.
+    fn scan_two(&self, chunk: &mut Chunk<'_>, partial: &mut Partial) {
+        let (level, base, score) = (chunk.level, &chunk.values[0], self.cutoff.score);
+        let spread = &mut chunk.scratch.out[..chunk.len];
+        let weighs = self.step == Step::Weigh;
+        match (chunk.values[1].against(base), chunk.values[2].against(base)) {
+            ((Numbers::Narrow(x), Numbers::Narrow(u)), (Numbers::Narrow(y), Numbers::Narrow(v))) => {
+                if weighs {
+                    let ties = pair::weigh_narrow(level, x, u, y, v, score, &mut partial.lanes);
+                    partial.lanes[4][0] += ties as f64;
+                } else {
+                    pair::spread_narrow(level, x, u, y, v, spread);
+                }
+            }
+            ((Numbers::Wide(x), Numbers::Wide(u)), (Numbers::Wide(y), Numbers::Wide(v))) => {
+                if weighs {
+                    let ties = pair::weigh_wide(level, x, u, y, v, score, &mut partial.lanes);
+                    partial.lanes[4][0] += ties as f64;
+                } else {
+                    pair::spread_wide(level, x, u, y, v, spread);
+                }
+            }
+            _ => unreachable!("the models of a tensor share one width"),
+        }
+        if !weighs {
+            self.count(level, spread, partial);
+        }
+    }
+
+    /// Counts the variances of a chunk.
+    fn count(&self, level: Level, spread: &[f64], partial: &mut Partial) {
+        partial.counts[0] += element::count_non_zero(level, spread) as i64;
+        self.selection.count_scores(level, spread, &mut partial.tallies[0]);
     }
 
     /// Variances of a loaded chunk.
@@ -217,13 +262,14 @@ impl Job for SceJob {
                 return;
             }
         }
+        if self.experts == 2 && matches!(self.step, Step::Select | Step::Weigh) {
+            return self.scan_two(chunk, partial);
+        }
         self.load(chunk, None);
         let level = chunk.level;
         match self.step {
             Step::Select => {
-                let spread = self.spread(chunk);
-                partial.counts[0] += element::count_non_zero(level, spread) as i64;
-                self.selection.count_scores(level, spread, &mut partial.tallies[0]);
+                self.count(level, self.spread(chunk), partial);
             }
             Step::Weigh => {
                 let score = self.cutoff.score;
@@ -265,13 +311,13 @@ impl Job for SceJob {
         }
     }
 
-    fn learn(&mut self, partial: Partial, _tensor: &str) -> Result<()> {
+    fn learn(&mut self, mut partial: Partial, _tensor: &str) -> Result<()> {
         match self.step {
             Step::Select => {
                 let rank = self.rank(partial.counts[0] as u64);
                 // Without a rank any cut will do.
                 self.selection.set_rank(rank.clamp(1, self.elements.max(1)));
-                self.selection.learn(&partial.tallies[0]);
+                self.selection.learn(&mut partial.tallies[0]);
                 self.learn_threshold(rank);
             }
             Step::Weigh => self.learn_squares(&partial.sums_by_tile()),
@@ -293,6 +339,21 @@ impl Job for SceJob {
     fn apply(&self, chunk: &mut Chunk<'_>, _ties: &mut [Ties], squares: &mut [Lanes]) {
         self.load(chunk, Some(squares));
         let (score, ties) = (self.cutoff.score, self.with_ties(chunk));
+        let least = if self.mergekit { MERGEKIT_LEAST } else { 0.0 };
+        if let [x, y] = self.weights[..] {
+            let (level, len, stride) = (chunk.level, chunk.len, chunk.scratch.stride);
+            let scratch = &mut *chunk.scratch;
+            let (first, rest) = scratch.deltas.split_at(stride);
+            let (second, spread) = rest.split_at(stride);
+            let mix = &mut scratch.out[..len];
+            for (range, at_it) in [(0..ties, true), (ties..len, false)] {
+                let election = Election { score, at_it, weights: [x, y], least };
+                let [first, second, spread] = [first, second, spread].map(|v| &v[range.clone()]);
+                let total = &scratch.total[range.clone()];
+                pair::elect(level, first, second, total, spread, election, &mut mix[range]);
+            }
+            return chunk.values[0].add_change(level, 1.0, mix);
+        }
         self.for_deltas(chunk, |level, _, spread, delta| {
             element::keep_scored(level, &spread[..ties], score, true, &mut delta[..ties]);
             element::keep_scored(level, &spread[ties..], score, false, &mut delta[ties..]);
@@ -306,7 +367,7 @@ impl Job for SceJob {
         for (delta, weight) in deltas.chunks(scratch.stride).zip(&self.weights) {
             element::add_agreeing(level, &delta[..len], total, *weight, mix, share);
         }
-        element::divide_by_share(level, mix, share, if self.mergekit { MERGEKIT_LEAST } else { 0.0 });
+        element::divide_by_share(level, mix, share, least);
         element::show_non_finite(level, total, mix);
         chunk.values[0].add_change(level, 1.0, mix);
     }

@@ -218,6 +218,12 @@ pub struct Element {
     pub rule: Rule,
 }
 
+/// Rows of a tensor whose divergences Arcee Fusion remembers: of too many, none; they are computed anew in every scan.
+#[must_use]
+pub const fn remembered_rows(rows: u64) -> u64 {
+    if rows <= 1 << 17 { rows } else { 0 }
+}
+
 fn element(setup: &Setup<'_>, rule: Rule) -> Result<Program> {
     Ok(Program::Element(Element { experts: setup.experts(), rule }))
 }
@@ -282,6 +288,13 @@ impl Family for Element {
             Rule::ArceeFusion => of_tensor(1),
             Rule::Pcb { whole_model, .. } => Passes { scans: 2, whole_model },
             Rule::MetaGpt { whole_model } => Passes { scans: 1, whole_model },
+        }
+    }
+
+    fn memory(&self, tensor: &PlannedTensor) -> (u64, u64) {
+        match self.rule {
+            Rule::ArceeFusion => (0, 8 * remembered_rows(tensor.elements / self.group(tensor).max(1))),
+            _ => (0, 0),
         }
     }
 
