@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from rlmerge._advice import RULES
-from rlmerge._statistics import STATISTICS
+from rlmerge._statistics import SPECTRAL, STATISTICS, Statistic
 
 PAGE = Path(__file__).parents[1] / "docs/conflict-report.md"
 
@@ -20,12 +20,12 @@ def cell(text: str) -> str:
     return text.replace("|", r"\|")
 
 
-def statistics() -> str:
+def statistics(rows: tuple[Statistic, ...]) -> str:
     """Return the tables of statistics."""
     lines = []
     for of, title in (("expert", "One expert"), ("pair", "A pair a, b"), ("together", "All experts together")):
         lines += ["", f"{title}:", "", "| key | formula | grows with | chance |", "| --- | --- | --- | --- |"]
-        for row in (row for row in STATISTICS if row.of == of):
+        for row in (row for row in rows if row.of == of):
             chance = (
                 "–"
                 if row.chance is None
@@ -49,7 +49,11 @@ def rules() -> str:
 
 def written(text: str) -> str:
     """Return the page with its tables."""
-    for mark, table in (("statistics", statistics()), ("rules", rules())):
+    for mark, table in (
+        ("statistics", statistics(STATISTICS)),
+        ("spectral", statistics(SPECTRAL)),
+        ("rules", rules()),
+    ):
         pattern = re.compile(f"<!-- {mark} -->.*?<!-- /{mark} -->", re.DOTALL)
         text = pattern.sub(lambda _, m=mark, t=table: f"<!-- {m} -->\n\n{t}\n\n<!-- /{m} -->", text)
     return text

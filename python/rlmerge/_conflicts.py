@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlmerge import _core
 from rlmerge._groups import Group, GroupComparison, compare_groups
-from rlmerge._statistics import OF_EXPERT, OF_PAIR, TOGETHER
+from rlmerge._spectra import SpectralStatistics, spectral_of
+from rlmerge._statistics import OF_EXPERT, OF_PAIR, SPECTRAL_OF_EXPERT, SPECTRAL_OF_PAIR, TOGETHER
 from rlmerge.errors import RecipeError
 from rlmerge.recipe import IO_WAYS, check_choice, check_integer
 from rlmerge.sources import check_paths, choose_base, resolve_model
@@ -110,6 +111,8 @@ class LevelStatistics:
         How many.
     experts, pairs, together
         Their statistics.
+    spectral
+        Means over their matrices, where spectral statistics were asked for and there are any.
     """
 
     label: str
@@ -121,6 +124,7 @@ class LevelStatistics:
     experts: tuple[ExpertStatistics, ...]
     pairs: tuple[PairStatistics, ...]
     together: TogetherStatistics
+    spectral: SpectralStatistics | None = None
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,11 @@ class ConflictReport:
     def model(self) -> LevelStatistics:
         """The whole model."""
         return self._level(self.raw["model"], "model")
+
+    @property
+    def is_spectral(self) -> bool:
+        """Whether spectral statistics were asked for."""
+        return bool(self.raw["settings"].get("spectral"))
 
     @cached_property
     def pairs(self) -> tuple[PairStatistics, ...]:
@@ -244,8 +253,14 @@ class ConflictReport:
                 if of_experts
                 else [({"a": p.a, "b": p.b}, OF_PAIR, p) for p in part.pairs]
             )
-            for who, names, item in found:
+            spectral = part.spectral
+            more = None if spectral is None else spectral.experts if of_experts else spectral.pairs
+            for at, (who, names, item) in enumerate(found):
                 numbers = {key: getattr(item, key) for key in names}
+                if self.is_spectral:
+                    # Vectors have none.
+                    keys = SPECTRAL_OF_EXPERT if of_experts else SPECTRAL_OF_PAIR
+                    numbers |= {key: None if more is None else getattr(more[at], key) for key in keys}
                 counts = {f"count_{key}": value for key, value in item.counts.items()}
                 rows.append({**where, **who, "parameters": part.parameters, **numbers, **counts})
         return rows
@@ -379,6 +394,7 @@ class ConflictReport:
             experts=experts,
             pairs=pairs,
             together=TogetherStatistics(**{key: row["together"][key] for key in TOGETHER}),
+            spectral=spectral_of(row.get("spectral"), self.experts),
         )
 
 
@@ -406,6 +422,8 @@ def conflicts(
     density: float = 0.2,
     low: float = 0.3,
     lambda_: float = 1.0,
+    spectral: bool = False,
+    directions: int = 32,
     threads: int | None = None,
     io: str | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -428,6 +446,10 @@ def conflicts(
         Share of each tensor's base weights that count as its smallest.
     lambda_
         Scale of the other expert in the direction retention.
+    spectral
+        Also measure singular values and directions of every matrix, which takes much longer.
+    directions
+        Most directions of a matrix that spectral statistics follow.
     threads, io
         As for ``merge``; the numbers do not depend on them.
     progress
@@ -486,19 +508,53 @@ def conflicts(
         "threads": None if threads is None else check_integer("threads", threads, 1, 1024),
         "io": check_choice("io", io, IO_WAYS) if io is not None else IO_WAYS[0],
     }
-    settings = settings_json(epsilon=epsilon, relative=relative, density=density, low=low, lambda_=lambda_)
+    settings = settings_json(
+        epsilon=epsilon,
+        relative=relative,
+        density=density,
+        low=low,
+        lambda_=lambda_,
+        spectral=bool(spectral),
+        directions=check_integer("directions", directions, 1, 128),
+    )
     raw: dict[str, Any] = json.loads(_core.conflicts(json.dumps(request), settings, progress))
     return report_of(raw, names, found, notes)
 
 
-def settings_json(*, epsilon: float, relative: float, density: float, low: float, lambda_: float) -> str:
-    """Return what counts as changed, large and small, for the core."""
+def difference(
+    before: str, after: str, *, threads: int | None = None, progress: Callable[[Progress], None] | None = None
+) -> ConflictReport:
+    """Measure what changed between two checkpoints in the tensors that both have; ``raw["unmatched"]`` lists others."""
+    check_paths([before, after])
+    a, b = resolve_model(before), resolve_model(after)
+    request = {
+        "base": a.path,
+        "base_adapter": a.adapter,
+        "experts": [{"path": b.path, "adapter": b.adapter}],
+        "threads": None if threads is None else check_integer("threads", threads, 1, 1024),
+        "common": True,
+    }
+    raw: dict[str, Any] = json.loads(_core.conflicts(json.dumps(request), "{}", progress))
+    return report_of(raw, _names([after]), [], [])
+
+
+def settings_json(
+    *,
+    epsilon: float,
+    relative: float,
+    density: float,
+    low: float,
+    lambda_: float,
+    spectral: bool = False,
+    directions: int = 32,
+) -> str:
+    """Return what counts as changed, large and small, and what is wanted, for the core."""
     settings = {"epsilon": epsilon, "relative": relative, "density": density, "low": low, "lambda": lambda_}
     for name, value in settings.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             msg = f"{name}: {value!r} is not a number"
             raise RecipeError(msg)
-    return json.dumps(settings)
+    return json.dumps({**settings, "spectral": spectral, "directions": directions})
 
 
 def report_of_merge(raw: dict[str, Any]) -> ConflictReport:

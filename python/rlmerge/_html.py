@@ -7,10 +7,20 @@ from __future__ import annotations
 
 import html
 import json
+from functools import partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from rlmerge._statistics import OF_EXPERT, OF_PAIR, STATISTICS
+from rlmerge._spectra import spectra, spectral_tables
+from rlmerge._statistics import (
+    OF_EXPERT,
+    OF_PAIR,
+    SPECTRAL,
+    SPECTRAL_OF_EXPERT,
+    SPECTRAL_OF_PAIR,
+    STATISTICS,
+    Statistic,
+)
 from rlmerge._text import advice_html, group_tables, static_html, tables
 
 if TYPE_CHECKING:
@@ -30,8 +40,9 @@ def page(report: ConflictReport) -> str:
         "ADVICE": advice_html(report),
         "EXPERTS": static_html([table for table in found if table[0] == "Experts"]),
         "WORST": static_html([table for table in found if table[0] == "Worst layers"]),
+        "SPECTRA": _spectra(report),
         "GROUPS": _groups(report),
-        "STATISTICS": _meanings(),
+        "STATISTICS": _meanings(report),
         "INPUTS": _inputs(report),
         # No `<` is left in it, so no name can end the script block.
         "DATA": json.dumps(_data(report), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
@@ -49,9 +60,29 @@ def _groups(report: ConflictReport) -> str:
     return f"<section><h1>Groups</h1>{words}<div id=forest></div>{static_html(group_tables(report))}</section>"
 
 
-def _meanings() -> str:
+def _spectra(report: ConflictReport) -> str:
+    if report.model.spectral is None:
+        return ""
+    lead = (
+        "Singular values of each expert's change, by their rank; of a tensor of several matrices, those of the first. "
+        "Dashed: noise of the same norm. Dotted: above it a direction counts as signal. Numbers below are means over "
+        f"{report.model.spectral.matrices:,} matrices."
+    )
+    return (
+        f"<section><h1>Spectra</h1><p class=lead>{html.escape(lead)}</p>"
+        "<div class=tools><label>tensor <select id=tensor></select></label></div><div class=grid id=spectra></div>"
+        f"{static_html(spectral_tables(report))}</section>"
+    )
+
+
+def _rows(report: ConflictReport) -> tuple[Statistic, ...]:
+    """Return the statistics that the report has."""
+    return (*STATISTICS, *SPECTRAL) if report.is_spectral else STATISTICS
+
+
+def _meanings(report: ConflictReport) -> str:
     rows = [["STATISTIC", "OF", "GROWS WITH", "CHANCE", "MEANING"]]
-    for row in STATISTICS:
+    for row in _rows(report):
         chance = "-" if row.chance is None else f"{row.chance:.3g}" if isinstance(row.chance, float) else row.chance
         rows.append([row.title, row.of, "-" if row.scale == "free" else row.scale, chance, row.meaning])
     return static_html([("What the numbers mean", rows, "<<<<<")])
@@ -72,15 +103,23 @@ def _short(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def _numbers(row: dict[str, Any]) -> list[Any]:
-    return [
-        [[_short(expert[name]) for name in OF_EXPERT] for expert in row["experts"]],
-        [[_short(pair[name]) for name in OF_PAIR] for pair in row["pairs"]],
-    ]
+def _numbers(row: dict[str, Any], *, spectral: bool) -> list[Any]:
+    experts = [[_short(expert[name]) for name in OF_EXPERT] for expert in row["experts"]]
+    pairs = [[_short(pair[name]) for name in OF_PAIR] for pair in row["pairs"]]
+    if spectral:
+        # Levels without matrices have none.
+        more = row.get("spectral", {})
+        for names, found, of in ((SPECTRAL_OF_EXPERT, experts, "experts"), (SPECTRAL_OF_PAIR, pairs, "pairs")):
+            for at, numbers in enumerate(found):
+                numbers += [_short(more[of][at][name]) if more else None for name in names]
+    return [experts, pairs]
 
 
 def _data(report: ConflictReport) -> dict[str, Any]:
     raw = report.raw
+    rows = _rows(report)
+    of_expert, of_pair = (tuple(row.name for row in rows if row.of == of) for of in ("expert", "pair"))
+    numbers = partial(_numbers, spectral=report.is_spectral)
     kinds = [row["kind"] for row in raw["kinds"]]
     return {
         "experts": list(report.experts),
@@ -96,19 +135,20 @@ def _data(report: ConflictReport) -> dict[str, Any]:
                 "meaning": row.meaning,
                 "free": row.scale == "free",
             }
-            for row in STATISTICS
+            for row in rows
             if row.of != "together"
         ],
-        "ofExpert": list(OF_EXPERT),
-        "ofPair": list(OF_PAIR),
-        "model": _numbers(raw["model"]),
-        "byLayer": [_numbers(row) for row in raw["layers"]],
-        "byKind": [_numbers(row) for row in raw["kinds"]],
-        "cells": [[row["layer"], kinds.index(row["kind"]), *_numbers(row)] for row in raw["cells"]],
+        "ofExpert": list(of_expert),
+        "ofPair": list(of_pair),
+        "model": numbers(raw["model"]),
+        "byLayer": [numbers(row) for row in raw["layers"]],
+        "byKind": [numbers(row) for row in raw["kinds"]],
+        "cells": [[row["layer"], kinds.index(row["kind"]), *numbers(row)] for row in raw["cells"]],
         "histograms": [expert["histogram"] for expert in raw["model"]["experts"]],
         "parameters": raw["model"]["parameters"],
         "quantiles": raw["quantiles"],
         "settings": raw["settings"],
         "groups": report.groups.to_dict() if report.groups is not None else None,
-        "titles": {row.name: row.title for row in STATISTICS},
+        "titles": {row.name: row.title for row in rows},
+        "spectra": spectra(report),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rlmerge._statistics import STATISTICS
+from rlmerge._statistics import SPECTRAL, SPECTRAL_OF_EXPERT, SPECTRAL_OF_PAIR, STATISTICS
 from rlmerge.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -15,10 +15,14 @@ __all__ = ["heat_map"]
 
 def heat_map(report: ConflictReport, statistic: str, *, pair: int, expert: int) -> Any:
     """Draw a statistic by layer and kind of module; around its chance level where that is a number."""
-    row = next((s for s in STATISTICS if s.name == statistic and s.of != "together"), None)
+    row = next((s for s in (*STATISTICS, *SPECTRAL) if s.name == statistic and s.of != "together"), None)
     if row is None:
         msg = f"no statistic {statistic!r} of pairs or experts"
         raise RecipeError(msg, hint="`rlmerge._statistics.STATISTICS` lists them, and docs/conflict-report.md")
+    spectral = statistic in (*SPECTRAL_OF_EXPERT, *SPECTRAL_OF_PAIR)
+    if spectral and not report.is_spectral:
+        msg = f"{statistic}: the report was made without spectral statistics"
+        raise RecipeError(msg, hint="ask for them with `spectral=True`, on the command line --spectral")
     from matplotlib import pyplot
     from matplotlib.colors import CenteredNorm
 
@@ -27,7 +31,10 @@ def heat_map(report: ConflictReport, statistic: str, *, pair: int, expert: int) 
     kinds = [str(level.kind) for level in report.kinds]
     grid = [[float("nan")] * len(layers) for _ in kinds]
     for cell in report.cells:
-        value = getattr((cell.experts if row.of == "expert" else cell.pairs)[at], statistic)
+        level = cell.spectral if spectral else cell
+        if level is None:
+            continue
+        value = getattr((level.experts if row.of == "expert" else level.pairs)[at], statistic)
         if value is not None:
             grid[kinds.index(str(cell.kind))][layers.index(cell.layer)] = value
     of_one = report.experts[at] if row.of == "expert" else f"{report.pairs[at].a} × {report.pairs[at].b}"

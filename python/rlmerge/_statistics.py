@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["OF_EXPERT", "OF_PAIR", "STATISTICS", "TOGETHER", "Statistic", "statistic"]
+__all__ = [
+    "OF_EXPERT",
+    "OF_PAIR",
+    "SPECTRAL",
+    "SPECTRAL_OF_EXPERT",
+    "SPECTRAL_OF_PAIR",
+    "SPECTRAL_TOGETHER",
+    "STATISTICS",
+    "TOGETHER",
+    "Statistic",
+    "statistic",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +145,106 @@ OF_EXPERT = tuple(row.name for row in STATISTICS if row.of == "expert")
 OF_PAIR = tuple(row.name for row in STATISTICS if row.of == "pair")
 TOGETHER = tuple(row.name for row in STATISTICS if row.of == "together")
 
+#: What ``--spectral`` adds: of each matrix, and as means over matrices.
+SPECTRAL: tuple[Statistic, ...] = (
+    _expert("stable_rank", "stable rank", "free", "‖δ‖_F² / ‖δ‖₂²", "stable_rank_chance"),
+    _expert("stable_rank_chance", "its chance", "free", "that of noise of the same shape: s / (1 + √(s/l))²"),
+    _expert(
+        "effective_rank",
+        "effective rank",
+        "free",
+        "exp of the entropy of the shares σᵢ² / Σσ²",
+        "effective_rank_chance",
+    ),
+    _expert("effective_rank_chance", "its chance", "free", "that of noise: s · exp(−s/2l)"),
+    _expert("noise_rank", "directions above noise", "free", "how many σ > ω(s/l) · median σ (Gavish and Donoho)", 0.0),
+    _expert("signal_energy", "energy above noise", "free", "share of ‖δ‖² in the directions above noise", 0.0),
+    _expert("energy_1", "energy in 1 direction", "free", "F(1) = σ₁² / Σσ²", "energy_1_chance"),
+    _expert("energy_1_chance", "its chance", "free", "that of noise (Marchenko and Pastur)"),
+    _expert("energy_8", "energy in 8 directions", "free", "F(8) = (σ₁² + … + σ₈²) / Σσ²", "energy_8_chance"),
+    _expert("energy_8_chance", "its chance", "free", "that of noise"),
+    _expert(
+        "angle_left",
+        "largest angle, left",
+        "norm",
+        "degrees between the k largest left directions of base and expert: the largest principal angle",
+    ),
+    _expert("angle_right", "largest angle, right", "norm", "the same on the right"),
+    _expert(
+        "angle_left_typical",
+        "typical angle, left",
+        "norm",
+        "the angle of the mean sin² over these k principal angles",
+        "angle_left_chance",
+    ),
+    _expert("angle_right_typical", "typical angle, right", "norm", "the same on the right", "angle_right_chance"),
+    _expert("angle_left_chance", "its chance", "free", "that of unrelated directions: asin √(1 − k/rows)"),
+    _expert("angle_right_chance", "its chance", "free", "the same with columns"),
+    _expert("spectrum_shift", "spectrum shift", "norm", "‖σ(W′) − σ(W)‖ / ‖σ(W)‖"),
+    _expert(
+        "spectrum_shift_share",
+        "share that shifts the spectrum",
+        "free",
+        "‖σ(W′) − σ(W)‖ / ‖δ‖, at most 1",
+        "spectrum_shift_chance",
+    ),
+    _expert("spectrum_shift_chance", "its chance", "free", "that of a small random δ: 1/√l"),
+    _expert(
+        "principal_overlap",
+        "principal-mask overlap",
+        "free",
+        "share of the changed elements among the largest 30 % of the rank-k part of the base",
+        "principal_overlap_chance",
+    ),
+    _expert("principal_overlap_chance", "its chance", "free", "share of all elements that are among them"),
+    _pair(
+        "subspace_a",
+        "alignment of a with b",
+        "free",
+        "‖P δa‖ / ‖δa‖, P on the left directions of δb that hold 95 % of its energy above noise",
+        "subspace_a_chance",
+    ),
+    _pair("subspace_a_chance", "its chance", "free", "√(directions / rows)"),
+    _pair(
+        "subspace_b", "alignment of b with a", "free", "‖P δb‖ / ‖δb‖ with the directions of δa", "subspace_b_chance"
+    ),
+    _pair("subspace_b_chance", "its chance", "free", "√(directions / rows)"),
+    _pair(
+        "interference",
+        "singular-task interference",
+        "norm",
+        "‖(UᵀU − I) Σ (VᵀV − I)‖₁ of the directions above noise side by side, at most s/T of each",
+    ),
+    _pair(
+        "interference_share",
+        "singular-task interference, share",
+        "free",
+        "the same over ‖Σ‖₁; 1 for two equal experts",
+        "interference_chance",
+    ),
+    _pair("interference_chance", "its chance", "free", "that of unrelated directions"),
+    Statistic(
+        "interference",
+        "singular-task interference",
+        "together",
+        "norm",
+        "that of all experts",
+    ),
+    Statistic(
+        "interference_share",
+        "singular-task interference, share",
+        "together",
+        "free",
+        "the same over ‖Σ‖₁",
+        "interference_chance",
+    ),
+    Statistic("interference_chance", "its chance", "together", "free", "that of unrelated directions"),
+)
+SPECTRAL_OF_EXPERT = tuple(row.name for row in SPECTRAL if row.of == "expert")
+SPECTRAL_OF_PAIR = tuple(row.name for row in SPECTRAL if row.of == "pair")
+SPECTRAL_TOGETHER = tuple(row.name for row in SPECTRAL if row.of == "together")
+
 
 def statistic(name: str) -> Statistic:
     """Return a row of the table."""
-    return next(row for row in STATISTICS if row.name == name)
+    return next(row for row in (*STATISTICS, *SPECTRAL) if row.name == name)

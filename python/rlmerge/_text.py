@@ -104,6 +104,13 @@ def tables(report: ConflictReport) -> list[Table]:
     return found
 
 
+def all_tables(report: ConflictReport) -> list[Table]:
+    """Return the main tables, the spectral ones and those of groups."""
+    from rlmerge._spectra import spectral_tables
+
+    return [*tables(report), *spectral_tables(report), *group_tables(report)]
+
+
 def _together(report: ConflictReport) -> list[list[str]]:
     both = report.model.together
     return [
@@ -150,7 +157,7 @@ def group_tables(report: ConflictReport) -> list[Table]:
 def markdown(report: ConflictReport) -> str:
     """Return the main tables and the advice as Markdown; names are escaped."""
     lines = ["# Conflict report", "", f"Base: {_plain(str(report.base))}", ""]
-    for title, rows, align in [*tables(report), *group_tables(report)]:
+    for title, rows, align in all_tables(report):
         lines += [f"## {_plain(title)}", ""]
         lines += ["| " + " | ".join(_plain(cell) for cell in rows[0]) + " |"]
         lines += ["| " + " | ".join("---:" if a == ">" else "---" for a in align) + " |"]
@@ -209,4 +216,4 @@ def advice_html(report: ConflictReport) -> str:
 
 def notebook(report: ConflictReport) -> str:
     """Return the main tables and the advice as an HTML fragment."""
-    return static_html([*tables(report), *group_tables(report)]) + "<h2>Advice</h2>" + advice_html(report)
+    return static_html(all_tables(report)) + "<h2>Advice</h2>" + advice_html(report)

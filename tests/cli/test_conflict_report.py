@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 
+import numpy as np
 import pytest
 
 
@@ -24,6 +25,21 @@ def test_all_modes(rlmerge):
     assert len(quiet.out.splitlines()) == len(data.json["advice"])
     text = rlmerge("conflict-report", "a", "b", "--base", "base", "--markdown")
     assert text.out.startswith("# Conflict report")
+
+
+def test_spectral(rlmerge):
+    run = rlmerge("conflict-report", "a", "b", "--base", "base", "--spectral")
+    assert run.code == 0, run.err
+    for word in ("Spectra", "STABLE RANK", "ABOVE NOISE", "Directions of pairs", "INTERFERENCE"):
+        assert word in run.out
+    data = rlmerge("conflict-report", "a", "b", "--base", "base", "--spectral", "--directions", "8", "--json").json
+    assert (data["settings"]["spectral"], data["settings"]["directions"]) == (True, 8)
+    assert {"matrices", "experts", "pairs", "together"} == set(data["model"]["spectral"])
+    assert any("spectrum" in tensor for tensor in data["tensors"])
+    plain = rlmerge("conflict-report", "a", "b", "--base", "base", "--json").json
+    assert "spectral" not in plain["model"]
+    for wrong in ("0", "129", "many"):
+        assert rlmerge("conflict-report", "a", "b", "--base", "base", "--spectral", "--directions", wrong).code == 2
 
 
 def test_base_by_rule_and_one_expert(rlmerge):
@@ -78,6 +94,34 @@ def test_diff(rlmerge):
     assert "equal: all 2 tensors hold the same bytes" in same.out
     assert json.loads(rlmerge("diff", "a", "a.safetensors", "--json").out)["equal"] is True
     assert rlmerge("diff", "a", "a.safetensors", "--quiet").out == ""
+
+
+def test_diff_of_models_with_other_tensors(rlmerge, here):
+    from tests.tensorfile import write
+
+    write(here / "more.safetensors", {**_small(), "extra": np.ones((2, 3), np.float32)})
+    write(here / "less.safetensors", {**_small(), "same": np.ones((4,), np.float32)})
+    run = rlmerge("diff", "more.safetensors", "less.safetensors")
+    assert run.code == 0, run.err
+    for line in ("only in A", "extra (F32 [2, 3])", "only in B", "same (F32 [4])", "0 of 1"):
+        assert line in run.out
+    data = rlmerge("diff", "more.safetensors", "less.safetensors", "--json").json
+    assert data["equal"] is False
+    assert data["different"] == []
+    assert data["unmatched"] == [
+        {"name": "extra", "a": {"dtype": "F32", "shape": [2, 3]}, "b": None},
+        {"name": "same", "a": None, "b": {"dtype": "F32", "shape": [4]}},
+    ]
+    assert rlmerge("diff", "more.safetensors", "less.safetensors", "--quiet").out.split() == ["extra", "same"]
+    write(here / "other.safetensors", {"w": np.ones((5,), np.float32), "same": np.ones((4,), np.float32)})
+    run = rlmerge("diff", "less.safetensors", "other.safetensors")
+    assert "not comparable" in run.out and "w (F32 [2, 2], F32 [5])" in run.out
+    write(here / "apart.safetensors", {"z": np.ones((5,), np.float32)})
+    assert rlmerge("diff", "less.safetensors", "apart.safetensors").code == 4
+
+
+def _small():
+    return {"w": np.ones((2, 2), np.float32)}
 
 
 def test_merge_with_a_report(rlmerge, here):

@@ -14,7 +14,13 @@ import pytest
 
 import rlmerge
 from rlmerge._conflicts import report_of
-from rlmerge._statistics import OF_EXPERT, OF_PAIR
+from rlmerge._statistics import (
+    OF_EXPERT,
+    OF_PAIR,
+    SPECTRAL_OF_EXPERT,
+    SPECTRAL_OF_PAIR,
+    SPECTRAL_TOGETHER,
+)
 from tests.tensorfile import write
 
 HOSTILE = "<img src=x onerror=document.title='pwned'>"
@@ -35,7 +41,7 @@ def report(tmp_path_factory) -> rlmerge.ConflictReport:
         write(path, {k: v + rng.normal(0, 0.01, (8, 8)).astype(np.float32) for k, v in base.items()})
         paths.append(path)
     groups = {"</script>": paths[:2], "rl": paths[1:]}
-    return rlmerge.conflicts(base=root / "base.safetensors", groups=groups)
+    return rlmerge.conflicts(base=root / "base.safetensors", groups=groups, spectral=True)
 
 
 class Page(HTMLParser):
@@ -113,7 +119,7 @@ def test_a_browser_draws_it_without_errors(report, tmp_path, theme):
     assert "data-failed" not in done.stdout
     assert "CONSOLE" not in done.stderr
     assert "<title>Conflict report</title>" in done.stdout
-    for place in ("heat", "matrix", "hist", "forest"):
+    for place in ("heat", "matrix", "hist", "forest", "spectra"):
         drawn = done.stdout.split(f'id="{place}"', 1)[-1] if f'id="{place}"' in done.stdout else done.stdout
         assert "<svg" in drawn, place
     assert HOSTILE.replace("<", "&lt;").replace(">", "&gt;") in done.stdout
@@ -142,17 +148,54 @@ def test_a_large_page_is_small_enough(report):
             "experts": experts,
             "pairs": pairs,
             "together": together,
+            "spectral": {
+                "matrices": 1,
+                "experts": [{k: number() for k in SPECTRAL_OF_EXPERT} for _ in range(5)],
+                "pairs": [
+                    {"a": a, "b": b, **{k: number() for k in SPECTRAL_OF_PAIR}}
+                    for a in range(5)
+                    for b in range(a + 1, 5)
+                ],
+                "together": dict.fromkeys(SPECTRAL_TOGETHER, 0.5),
+            },
         }
+
+    def tensor(layer: int, kind: str) -> dict:
+        values = [float(v) for v in rng.random(24)]
+        name = f"model.layers.{layer}.self_attn.{kind}_proj.weight"
+        experts = [{"norm": float(rng.random())} for _ in range(5)]
+        curves = {"sides": [8192, 28672], "index": list(range(24)), "base": values, "deltas": [values] * 5}
+        return {"name": name, "experts": experts, "spectrum": {**curves, "edges": values[:5], "noise": values}}
 
     kinds = ["norm", "q", "k", "v", "o", "gate", "up", "down"]
     raw["model"] = level()
     raw["kinds"] = [{"kind": kind, **level()} for kind in kinds]
     raw["layers"] = [{"layer": layer, **level()} for layer in range(80)]
     raw["cells"] = [{"layer": layer, "kind": kind, **level()} for layer in range(80) for kind in kinds]
-    raw["tensors"] = []
+    raw["tensors"] = [tensor(layer, kind) for layer in range(80) for kind in kinds[1:]]
     raw["quantiles"] = [[{"share": 0.2, "delta": 1e-4}]] * 5
     found = report_of(raw, [f"expert-{i}" for i in range(5)], [], [])
     assert len(found.to_html().encode()) < 5_000_000
+
+
+def test_a_report_without_spectra_says_nothing_of_them(tmp_path):
+    for name, value in (("base", 1.0), ("a", 1.5)):
+        write(tmp_path / f"{name}.safetensors", {"w": np.full((4, 4), value, np.float32)})
+    found = rlmerge.conflicts([tmp_path / "a.safetensors"], base=tmp_path / "base.safetensors")
+    assert found.model.spectral is None
+    assert "stable_rank" not in found.table("experts")[0]
+    assert "Spectra" not in found.to_html().split("<script>")[0]
+    assert "Spectra" not in found.to_markdown()
+
+
+def test_spectral_numbers_are_in_every_form(report, tmp_path):
+    assert "## Spectra" in report.to_markdown()
+    assert "Spectra" in report._repr_html_()
+    assert report.table("experts")[0]["stable_rank"] == report.model.spectral.experts[0].stable_rank
+    assert report.table("layers")[0]["interference_share"] == report.layers[0].spectral.pairs[0].interference_share
+    report.to_csv(tmp_path)
+    with (tmp_path / "tensors-pairs.csv").open(newline="") as file:
+        assert {"subspace_a", "interference_chance"} <= set(next(csv.DictReader(file)))
 
 
 def test_tables_frames_and_numbers(report):
@@ -174,5 +217,6 @@ def test_plot(report):
     figure = report.plot("cosine", pair=1)
     assert figure.axes[0].get_title()
     figure = report.plot("norm", expert=2)
+    figure = report.plot("stable_rank", expert=1)
     with pytest.raises(rlmerge.RecipeError, match="no statistic"):
         report.plot("nosuch")

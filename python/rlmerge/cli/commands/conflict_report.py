@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import rlmerge
+from rlmerge._spectra import spectral_tables
 from rlmerge._text import group_tables, number, percent
 from rlmerge.cli import _progress
 from rlmerge.cli._errors import reported
@@ -19,6 +20,7 @@ from rlmerge.errors import RecipeError
 if TYPE_CHECKING:
     from rlmerge import ConflictReport
     from rlmerge._conflicts import LevelStatistics, PairStatistics
+    from rlmerge._text import Table
 
 __all__ = ["EXAMPLES", "announce", "conflict_report", "fraction", "whole"]
 
@@ -27,6 +29,7 @@ EXAMPLES = (
     "rlmerge conflict-report math code --base base\n\n"
     "rlmerge conflict-report math code chat --base base --html report.html --csv tables\n\n"
     "rlmerge conflict-report --base base --group sft=a,b,c --group rl=d,e,f\n\n"
+    "rlmerge conflict-report math code --base base --spectral --html report.html\n\n"
     "rlmerge conflict-report math code --base base --json | jq .model.pairs"
 )
 
@@ -53,6 +56,12 @@ def conflict_report(
     density: Annotated[str, typer.Option(metavar="NUMBER", help="Share that a trim keeps.")] = "0.2",
     low: Annotated[str, typer.Option(metavar="NUMBER", help="Share of base weights that count as small.")] = "0.3",
     lambda_: Annotated[str, typer.Option("--lambda", metavar="NUMBER", help="λ of the direction retention.")] = "1",
+    spectral: Annotated[
+        bool, typer.Option("--spectral", help="Also measure singular values and directions; takes much longer.")
+    ] = False,
+    directions: Annotated[
+        str, typer.Option(metavar="N", help="Most directions of a matrix that --spectral follows.")
+    ] = "32",
     threads: Annotated[str | None, typer.Option(metavar="N", help="Worker threads. Default: one a processor.")] = None,
     io: Annotated[str | None, typer.Option(metavar="pread|mmap", help="How tensors are read.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
@@ -76,6 +85,8 @@ def conflict_report(
                 models or [],
                 base=base,
                 groups=groups,
+                spectral=spectral,
+                directions=whole(directions, "--directions") or 0,
                 threads=whole(threads, "--threads"),
                 io=io,
                 progress=progress,
@@ -181,6 +192,13 @@ def _layer(layer: LevelStatistics) -> tuple[str, ...]:
     )
 
 
+def _narrow(table: Table) -> Table:
+    """Say `chance` once, at the head of a column."""
+    title, (head, *rows), align = table
+    heads = [f"{name} (chance)" if any("(chance " in row[at] for row in rows) else name for at, name in enumerate(head)]
+    return title, [heads, *([cell.replace("(chance ", "(") for cell in row] for row in rows)], align
+
+
 def _page(report: ConflictReport, out: Output) -> list[str]:
     experts: list[tuple[str, ...]] = [
         ("NORM", "RELATIVE", "CHANGED", "IN BF16", "LOST BY TRIM", "BY ELECTION", "EXPERT")
@@ -204,7 +222,7 @@ def _page(report: ConflictReport, out: Output) -> list[str]:
             ]
             layers += [_layer(layer) for layer in worst]
             lines += ["", *columns(layers, "<<<<<")]
-    for title, rows, align in group_tables(report):
+    for title, rows, align in [*map(_narrow, spectral_tables(report)), *group_tables(report)]:
         lines += ["", out.heading(clean(title)), *columns(rows, align)]
     if report.groups is not None:
         lines.append("")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-import rlmerge
+from rlmerge._conflicts import difference
 from rlmerge._text import number, percent
 from rlmerge.cli import _progress
 from rlmerge.cli._errors import reported
@@ -33,10 +33,11 @@ def diff(
     out = Output(json=json, quiet=quiet)
     with reported(out):
         with _progress.shown(out, "comparing") as progress:
-            report = rlmerge.conflicts([b], base=a, threads=whole(threads, "--threads"), progress=progress)
+            report = difference(a, b, threads=whole(threads, "--threads"), progress=progress)
         announce(report, out)
         value = _value(report)
-        out.result(human=lambda: _page(report, value), quiet=lambda: value["different"], value=value)
+        names = [*value["different"], *(row["name"] for row in value["unmatched"])]
+        out.result(human=lambda: _page(report, value), quiet=lambda: names, value=value)
 
 
 def _equal(tensor: dict[str, Any]) -> bool:
@@ -47,6 +48,10 @@ def _equal(tensor: dict[str, Any]) -> bool:
 
 def _value(report: ConflictReport) -> dict[str, Any]:
     tensors = report.raw["tensors"]
+    unmatched = [
+        {"name": row["name"], **dict(zip(("a", "b"), row["models"], strict=True))}
+        for row in report.raw.get("unmatched", [])
+    ]
     largest = [
         {"tensor": t["name"], "index": _place(peak["index"], t["shape"]), "delta": peak["delta"]}
         for t in tensors
@@ -59,7 +64,8 @@ def _value(report: ConflictReport) -> dict[str, Any]:
         "schema": "rlmerge.diff/1",
         "version": report.raw["version"],
         "models": report.raw["models"],
-        "equal": all(_equal(t) for t in tensors),
+        "equal": not unmatched and all(_equal(t) for t in tensors),
+        "unmatched": unmatched,
         "different": [t["name"] for t in tensors if not _equal(t)],
         "tensors": len(tensors),
         "model": {key: one[key] for key in keys} | {"counts": one["counts"]},
@@ -89,6 +95,7 @@ def _page(report: ConflictReport, value: dict[str, Any]) -> list[str]:
         return [f"equal: all {count(value['tensors'], 'tensor')} hold the same bytes"]
     model = value["model"]
     facts = [
+        *_unmatched(value["unmatched"]),
         ("tensors that differ", f"{different:,} of {value['tensors']:,}"),
         ("elements that differ", f"{model['counts']['different']:,} of {report.model.parameters:,}"),
         ("changed by more than 1e-5", percent(model["changed"])),
@@ -105,3 +112,16 @@ def _page(report: ConflictReport, value: dict[str, Any]) -> list[str]:
     for row in value["largest"]:
         largest.append((number(row["delta"]), f"{row['tensor']}{row['index']}"))
     return [*columns(facts, "<<"), "", *columns(layers, ">>>><"), "", *columns(largest, "><")]
+
+
+def _unmatched(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Say which tensors could not be compared, and why."""
+    facts = []
+    for row in rows:
+        a, b = row["a"], row["b"]
+        if a is None or b is None:
+            stored = f"{(a or b)['dtype']} {(a or b)['shape']}"
+            facts.append((f"only in {'B' if a is None else 'A'}", f"{row['name']} ({stored})"))
+        else:
+            facts.append(("not comparable", f"{row['name']} ({a['dtype']} {a['shape']}, {b['dtype']} {b['shape']})"))
+    return facts

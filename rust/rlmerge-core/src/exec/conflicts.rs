@@ -1,21 +1,26 @@
 //! The statistics of a conflict report, gathered in two scans of each tensor while it is at hand: the first sums,
 //! counts and histograms everything that needs no threshold, the second what lies beyond thresholds that the
-//! histograms gave. The disk is read once; tensors of one tile go through both scans in the processor's cache.
+//! histograms gave. The disk is read once; tensors of one tile go through both scans in the processor's cache. Spectral
+//! statistics ([`spectra`]) come after, because they need whole matrices.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::counters::Counters;
 use super::job::{Chunk, Job, Partial, Scratch, Ties};
 use super::observer::Observer;
 use super::run::Run;
+use super::spectra::{self, Spectral};
 use crate::error::{Error, Result};
 use crate::kernel::PlainFloats;
 use crate::kernel::lanes::Lanes;
-use crate::kernel::stats::{self, KEYS, ROOM};
+use crate::kernel::stats::{self, KEYS, Thresholds, Width};
 use crate::plan::{Action, MergePlan, PlannedTensor, role};
 use crate::report::conflicts::{Conflicts, Sums, TOP, TensorConflicts, pairs};
+use crate::report::spectra::Spectra;
 use crate::shard::Checkpoint;
 
 /// What counts as changed, large and small.
@@ -32,11 +37,23 @@ pub struct SurveySettings {
     pub low: f64,
     /// λ of the direction retention.
     pub lambda: f64,
+    /// Whether spectral statistics are wanted.
+    pub spectral: bool,
+    /// Most directions of each matrix that spectral statistics follow.
+    pub directions: u32,
 }
 
 impl Default for SurveySettings {
     fn default() -> Self {
-        Self { epsilon: 1e-5, relative: 1e-3, density: 0.2, low: 0.3, lambda: 1.0 }
+        Self {
+            epsilon: 1e-5,
+            relative: 1e-3,
+            density: 0.2,
+            low: 0.3,
+            lambda: 1.0,
+            spectral: false,
+            directions: 32,
+        }
     }
 }
 
@@ -66,6 +83,14 @@ impl SurveySettings {
                 });
             }
         }
+        if !(1..=spectra::MOST_DIRECTIONS).contains(&settings.directions) {
+            return Err(Error::ParameterOutOfRange {
+                parameter: "directions".into(),
+                place: "the report".into(),
+                value: settings.directions.to_string(),
+                expected: format!("1 to {}", spectra::MOST_DIRECTIONS),
+            });
+        }
         Ok(settings)
     }
 }
@@ -91,14 +116,25 @@ pub fn survey(
 ) -> Result<Value> {
     let _plain = PlainFloats::ask();
     let survey = Survey::new(plan, settings)?;
-    Run::new(plan, models, &[], observer)?.survey(&survey)?;
+    let more = if settings.spectral { spectra::bytes(plan) } else { 0 };
+    Run::new(plan, models, &[], observer)?.survey(&survey, more)?;
+    let mut warnings: Vec<String> = models.iter().flat_map(|m| m.warnings().iter().cloned()).collect();
+    if settings.spectral {
+        let spectral = Spectral {
+            directions: settings.directions as usize,
+            epsilon: settings.epsilon,
+            share: settings.low,
+        };
+        let (found, left_out) = spectra::gather(plan, models, spectral, observer)?;
+        survey.put_spectra(found);
+        warnings.extend(left_out);
+    }
     for model in models {
         model.verify_unchanged()?;
     }
     if observer.is_cancelled() {
         return Err(Error::Cancelled);
     }
-    let warnings = models.iter().flat_map(|m| m.warnings().iter().cloned()).collect();
     Ok(survey.finish(plan, warnings))
 }
 
@@ -130,6 +166,7 @@ impl Survey {
         SurveyJob {
             settings: self.settings,
             elements: tensor.elements,
+            wide: tensor.wide,
             pairs: pairs(self.experts).collect(),
             step: Step::Everything,
             sums: Sums { tensors: 1, elements: tensor.elements, ..Sums::new(self.experts) },
@@ -165,6 +202,16 @@ impl Survey {
         });
         for (a, b) in known.equal.iter_mut().flatten().zip(equal) {
             *a &= b;
+        }
+    }
+
+    /// Adds the spectral statistics of tensors to what their scans gave.
+    fn put_spectra(&self, spectra: BTreeMap<usize, Spectra>) {
+        for (at, spectra) in spectra {
+            let mut done = self.done[at].lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(known) = done.as_mut() {
+                known.spectra = Some(spectra);
+            }
         }
     }
 
@@ -212,6 +259,9 @@ impl Survey {
         });
         if let (Some(map), Value::Object(numbers)) = (value.as_object_mut(), conflicts.json(self.experts)) {
             map.extend(numbers);
+            if !plan.unmatched.is_empty() {
+                map.insert("unmatched".into(), json!(plan.unmatched));
+            }
         }
         value
     }
@@ -228,6 +278,7 @@ fn described(tensor: &PlannedTensor) -> TensorConflicts {
         equal: None,
         sums: Sums::default(),
         peaks: Vec::new(),
+        spectra: None,
     }
 }
 
@@ -305,6 +356,8 @@ enum Step {
 pub struct SurveyJob {
     settings: SurveySettings,
     elements: u64,
+    /// Whether the arithmetic is f64.
+    wide: bool,
     pairs: Vec<(usize, usize)>,
     step: Step,
     sums: Sums,
@@ -326,28 +379,44 @@ const PAIR_COUNTS: usize = 2;
 const EXPERT_LANES_2: usize = 4;
 const EXPERT_COUNTS_2: usize = 3;
 
+/// Some of the experts; all that no bit is left for are always among them.
+#[derive(Default)]
+struct Experts(u128);
+
+impl Experts {
+    fn add(&mut self, at: usize) {
+        self.0 |= 1u128.checked_shl(at as u32).unwrap_or(0);
+    }
+
+    fn has(&self, at: usize) -> bool {
+        at >= 128 || self.0 >> at & 1 == 1
+    }
+}
+
 impl SurveyJob {
     fn experts(&self) -> usize {
         self.sums.experts.len()
     }
 
-    fn small_counts(&self) -> usize {
-        EXPERT_COUNTS * self.experts() + PAIR_COUNTS * self.pairs.len()
-    }
-
-    fn gather(&self, chunk: &mut Chunk<'_>, partial: &mut Partial) {
+    fn gather<T: Width>(&self, chunk: &mut Chunk<'_>, partial: &mut Partial) {
         let (level, len, experts) = (chunk.level, chunk.len, self.experts());
-        let Scratch { stride, deltas, total, out, .. } = &mut *chunk.scratch;
+        let Scratch { stride, deltas, narrow, total, .. } = &mut *chunk.scratch;
+        let (stride, deltas) = (*stride, T::buffer(narrow, deltas));
+        deltas.resize((experts * stride).max(deltas.len()), T::default());
         let (base, epsilon) = (&chunk.values[0], self.settings.epsilon);
-        let (counts, keys) = partial.counts.split_at_mut(self.small_counts());
-        let (base_lanes, lanes) = partial.lanes.split_at_mut(1);
-        base.weigh(level, 1.0, &mut out[..len], &mut base_lanes[0]);
-        stats::count_keys(level, &out[..len], &mut keys[..ROOM]);
+        let thresholds = Thresholds { epsilon, relative: self.settings.relative };
+        let Partial { counts, lanes, keys, peaks, .. } = partial;
+        let mut keys = keys.room_for(len as u64).chunks_mut(stats::TABLE);
+        let (base_lanes, lanes) = lanes.split_at_mut(1);
+        base.add_squares(level, &mut base_lanes[0]);
+        if let Some(table) = keys.next() {
+            T::count_keys(level, T::of(base.numbers()), table);
+        }
         // Experts of which this chunk holds a change; zeros need not be added.
-        let mut moved = 0u128;
-        for at in 0..experts {
-            let delta = &mut deltas[at * *stride..at * *stride + len];
-            let found = chunk.values[at + 1].changes(level, base, epsilon, self.settings.relative, delta);
+        let mut moved = Experts::default();
+        for (at, table) in keys.enumerate() {
+            let delta = &mut deltas[at * stride..at * stride + len];
+            let found = chunk.values[at + 1].changes(level, base, thresholds, delta);
             let numbers = [found.different, found.absolute, found.relative, found.visible, found.non_finite];
             for (count, number) in counts[EXPERT_COUNTS * at..].iter_mut().zip(numbers) {
                 *count += number as i64;
@@ -355,85 +424,87 @@ impl SurveyJob {
             if found.different == 0 {
                 continue;
             }
-            moved |= 1u128.checked_shl(at as u32).unwrap_or(0);
-            stats::add_moments(level, delta, epsilon, &mut lanes[EXPERT_LANES * at..][..EXPERT_LANES]);
-            stats::count_keys(level, delta, &mut keys[ROOM * (at + 1)..ROOM * (at + 2)]);
-            let size = stats::peak(level, delta);
-            if size > partial.peaks[at].map_or(0.0, |(delta, _)| delta.abs())
-                && let Some(i) = delta.iter().position(|d| d.abs() == size)
+            moved.add(at);
+            T::add_moments(level, delta, epsilon, &mut lanes[EXPERT_LANES * at..][..EXPERT_LANES]);
+            T::count_keys(level, delta, table);
+            if found.peak > peaks[at].map_or(0.0, |(delta, _)| delta.abs())
+                && let Some(i) = delta.iter().position(|d| Into::<f64>::into(d.size()) == found.peak)
             {
-                partial.peaks[at] = Some((delta[i], chunk.first + i as u64));
+                peaks[at] = Some((delta[i].into(), chunk.first + i as u64));
             }
         }
-        let has_moved = |at: usize| at >= 128 || moved >> at & 1 == 1;
+        let delta = |at: usize| &deltas[at * stride..at * stride + len];
         let pair_lanes = lanes[EXPERT_LANES * experts..].chunks_mut(PAIR_LANES);
         let pair_counts = counts[EXPERT_COUNTS * experts..].chunks_mut(PAIR_COUNTS);
         for ((&(a, b), lanes), counts) in self.pairs.iter().zip(pair_lanes).zip(pair_counts) {
-            if !has_moved(a) || !has_moved(b) {
-                continue;
+            if moved.has(a) && moved.has(b) {
+                let (both, opposed) = T::add_pair(level, delta(a), delta(b), epsilon, lanes);
+                counts[0] += both as i64;
+                counts[1] += opposed as i64;
             }
-            let (x, y) = (&deltas[a * *stride..a * *stride + len], &deltas[b * *stride..b * *stride + len]);
-            stats::add_products(level, x, y, &mut lanes[..4]);
-            let (both, opposed) = stats::add_overlap(level, x, y, epsilon, &mut lanes[4..]);
-            counts[0] += both as i64;
-            counts[1] += opposed as i64;
         }
         // With two experts, what is shared is what both changed.
         if experts > 2 {
             let owners = &mut total[..len];
             owners.fill(0.0);
-            for at in (0..experts).filter(|at| has_moved(*at)) {
-                stats::add_owners(level, &deltas[at * *stride..at * *stride + len], epsilon, owners);
+            for at in (0..experts).filter(|at| moved.has(*at)) {
+                T::add_owners(level, delta(at), epsilon, owners);
             }
-            for at in (0..experts).filter(|at| has_moved(*at)) {
-                let delta = &deltas[at * *stride..at * *stride + len];
-                counts[EXPERT_COUNTS * at + 5] += stats::count_shared(level, delta, epsilon, owners) as i64;
+            for at in (0..experts).filter(|at| moved.has(*at)) {
+                counts[EXPERT_COUNTS * at + 5] += T::count_shared(level, delta(at), epsilon, owners) as i64;
             }
         }
     }
 
-    fn gather_beyond(&self, chunk: &mut Chunk<'_>, partial: &mut Partial) {
+    fn gather_beyond<T: Width>(&self, chunk: &mut Chunk<'_>, partial: &mut Partial) {
         let (level, len, experts) = (chunk.level, chunk.len, self.experts());
-        let Scratch { stride, deltas, total, out, .. } = &mut *chunk.scratch;
+        let Scratch { stride, deltas, narrow, total, .. } = &mut *chunk.scratch;
+        let (stride, deltas) = (*stride, T::buffer(narrow, deltas));
+        deltas.resize((experts * stride).max(deltas.len()), T::default());
         let (base, epsilon) = (&chunk.values[0], self.settings.epsilon);
-        base.weigh(level, 1.0, &mut out[..len], &mut Lanes::default());
+        let (counts, lanes) = (&mut partial.counts, &mut partial.lanes);
         let total = &mut total[..len];
         total.fill(0.0);
+        let mut moved = Experts::default();
         for at in 0..experts {
-            let delta = &mut deltas[at * *stride..at * *stride + len];
-            chunk.values[at + 1].delta(level, base, delta);
+            let delta = &mut deltas[at * stride..at * stride + len];
+            // Where an expert has no size it has nothing large, and nothing changed.
+            if chunk.values[at + 1].deltas(level, base, delta) == 0.0 {
+                continue;
+            }
+            moved.add(at);
             let least = self.cuts[at].map(Cut::edge);
-            stats::add_largest(level, delta, least, &mut partial.lanes[EXPERT_LANES_2 * at..][..3]);
-            stats::add_kept(level, delta, least[2], total);
-            partial.counts[EXPERT_COUNTS_2 * at + 2] +=
-                stats::count_low(level, delta, &out[..len], epsilon, self.below) as i64;
+            T::add_largest(level, delta, least, &mut lanes[EXPERT_LANES_2 * at..][..3], total);
+            counts[EXPERT_COUNTS_2 * at + 2] +=
+                T::count_low(level, delta, T::of(base.numbers()), epsilon, self.below) as i64;
         }
-        for at in 0..experts {
-            let delta = &deltas[at * *stride..at * *stride + len];
-            let least = self.cuts[at][2].edge();
-            let lanes = &mut partial.lanes[EXPERT_LANES_2 * at + 3];
-            let (kept, lost) = stats::count_lost(level, delta, least, total, lanes);
-            partial.counts[EXPERT_COUNTS_2 * at] += kept as i64;
-            partial.counts[EXPERT_COUNTS_2 * at + 1] += lost as i64;
+        let delta = |at: usize| &deltas[at * stride..at * stride + len];
+        for at in (0..experts).filter(|at| moved.has(*at)) {
+            let sums = &mut lanes[EXPERT_LANES_2 * at + 3];
+            let (kept, lost) = T::count_lost(level, delta(at), self.cuts[at][2].edge(), total, sums);
+            counts[EXPERT_COUNTS_2 * at] += kept as i64;
+            counts[EXPERT_COUNTS_2 * at + 1] += lost as i64;
         }
-        let counts = partial.counts[EXPERT_COUNTS_2 * experts..].chunks_mut(PAIR_COUNTS);
+        let counts = counts[EXPERT_COUNTS_2 * experts..].chunks_mut(PAIR_COUNTS);
         for (&(a, b), counts) in self.pairs.iter().zip(counts) {
-            let (x, y) = (&deltas[a * *stride..a * *stride + len], &deltas[b * *stride..b * *stride + len]);
-            let (least_a, least_b) = (self.cuts[a][2].edge(), self.cuts[b][2].edge());
-            let (both, opposed) = stats::count_opposed(level, x, y, least_a, least_b);
-            counts[0] += both as i64;
-            counts[1] += opposed as i64;
+            if moved.has(a) && moved.has(b) {
+                let least = [self.cuts[a][2].edge(), self.cuts[b][2].edge()];
+                let (both, opposed) = T::count_opposed(level, delta(a), delta(b), least);
+                counts[0] += both as i64;
+                counts[1] += opposed as i64;
+            }
         }
     }
 
     fn learn_everything(&mut self, mut partial: Partial) {
-        let (experts, small) = (self.experts(), self.small_counts());
+        let experts = self.experts();
         let counts = std::mem::take(&mut partial.counts);
         self.peaks = std::mem::take(&mut partial.peaks);
+        let tables = std::mem::take(&mut partial.keys);
         let sums = partial.sums();
-        let (counts, keys) = counts.split_at(small);
         self.sums.base_square = sums[0];
-        let mut keys: Vec<Keys> = keys.chunks(ROOM).map(|table| Keys::of(&table[..KEYS])).collect();
+        let of = |(table, before): (&[u32], &[u64])| Keys::of(&stats::by_key(table, before, self.wide));
+        let mut keys: Vec<Keys> = tables.tables(stats::TABLE).map(of).collect();
         let base = keys.remove(0);
         for (at, e) in self.sums.experts.iter_mut().enumerate() {
             let sums = &sums[1 + EXPERT_LANES * at..][..EXPERT_LANES];
@@ -468,6 +539,9 @@ impl SurveyJob {
         let ranks = [TOP[0], TOP[1], self.settings.density].map(|share| rank(share, self.elements));
         self.cuts = keys.iter().map(|keys| ranks.map(|rank| Cut::of(keys, rank))).collect();
         self.keys = keys;
+        // Where nothing was changed, nothing is beyond a threshold.
+        let changed = self.sums.experts.iter().any(|e| e.different > 0);
+        self.step = if changed { Step::BeyondThresholds } else { Step::Done };
     }
 
     /// Sets how many base weights are the smallest, and gives the magnitude that they are all under.
@@ -516,35 +590,37 @@ impl Job for SurveyJob {
         let (lanes, counts) = match self.step {
             Step::Everything => {
                 let lanes = 1 + EXPERT_LANES * experts + PAIR_LANES * pairs;
-                (lanes, self.small_counts() + ROOM * (experts + 1))
+                (lanes, EXPERT_COUNTS * experts + PAIR_COUNTS * pairs)
             }
             _ => (EXPERT_LANES_2 * experts, EXPERT_COUNTS_2 * experts + PAIR_COUNTS * pairs),
         };
         let mut partial = Partial::with_lanes(lanes);
         partial.counts = vec![0; counts];
         partial.peaks = vec![None; experts];
+        if self.step == Step::Everything {
+            partial.keys = Counters::new((experts + 1) * stats::TABLE);
+        }
         partial
     }
 
     fn scan(&self, chunk: &mut Chunk<'_>, partial: &mut Partial) {
-        match self.step {
-            Step::Everything => self.gather(chunk, partial),
-            Step::BeyondThresholds => self.gather_beyond(chunk, partial),
-            Step::Done => {}
+        match (self.step, self.wide) {
+            (Step::Everything, false) => self.gather::<f32>(chunk, partial),
+            (Step::Everything, true) => self.gather::<f64>(chunk, partial),
+            (Step::BeyondThresholds, false) => self.gather_beyond::<f32>(chunk, partial),
+            (Step::BeyondThresholds, true) => self.gather_beyond::<f64>(chunk, partial),
+            (Step::Done, _) => {}
         }
     }
 
     fn learn(&mut self, partial: Partial, _tensor: &str) -> Result<()> {
-        self.step = match self.step {
-            Step::Everything => {
-                self.learn_everything(partial);
-                Step::BeyondThresholds
-            }
+        match self.step {
+            Step::Everything => self.learn_everything(partial),
             Step::BeyondThresholds | Step::Done => {
                 self.learn_beyond(partial);
-                Step::Done
+                self.step = Step::Done;
             }
-        };
+        }
         Ok(())
     }
 

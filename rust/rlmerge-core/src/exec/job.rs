@@ -6,6 +6,7 @@ use std::ops::Range;
 use serde_json::{Map, Value};
 
 use super::columns::ColumnPartial;
+use super::counters::Counters;
 use crate::error::Result;
 use crate::kernel::Level;
 use crate::kernel::blocks::Blocks;
@@ -63,6 +64,8 @@ pub struct Scratch {
     pub stride: usize,
     /// A buffer for each expert, one after the other.
     pub deltas: Vec<f64>,
+    /// The same in f32, for those who ask for it.
+    pub narrow: Vec<f32>,
     /// Sum over experts.
     pub total: Vec<f64>,
     /// The result.
@@ -86,6 +89,7 @@ impl Scratch {
         Self {
             stride,
             deltas: vec![0.0; models * stride],
+            narrow: Vec::new(),
             total: buffer(),
             out: buffer(),
             marks: Vec::new(),
@@ -166,6 +170,8 @@ pub struct Partial {
     pub maxima: Vec<f64>,
     /// Sums of the tile in work that are too many to be kept for every tile: see [`Job::fold`].
     pub folding: Folding,
+    /// Tables of magnitudes.
+    pub keys: Counters,
     /// Of each expert, the value of largest magnitude and its index in the tensor.
     pub peaks: Vec<Option<(f64, u64)>>,
     sums: Vec<(u64, Vec<f64>)>,
@@ -214,6 +220,7 @@ impl Partial {
         for (a, b) in self.maxima.iter_mut().zip(&other.maxima) {
             *a = a.max(*b);
         }
+        self.keys.merge(other.keys);
         for (a, b) in self.peaks.iter_mut().zip(other.peaks) {
             *a = higher(*a, b);
         }

@@ -3,6 +3,7 @@
 mod checksums;
 mod columns;
 mod conflicts;
+mod counters;
 mod deltas;
 mod digest;
 mod element;
@@ -25,6 +26,7 @@ mod reread;
 mod resmerge;
 mod resume;
 mod run;
+mod spectra;
 mod statistics;
 mod stats;
 mod tile;

@@ -5,8 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Map, Value};
 
-use super::conflicts::Survey;
-use super::job::{Job, Look, Scope};
+use super::conflicts::{Survey, SurveyJob};
+use super::job::{Job, Look, Partial, Scope};
 use super::jobs::job;
 use super::memory;
 use super::norms::NormsJob;
@@ -151,7 +151,7 @@ impl<'a> Run<'a> {
         self.survey = survey;
         if survey.is_some() {
             let scanned = self.plan.tensors.iter().filter(|t| is_scanned_whole(t));
-            let more: u64 = scanned.map(|t| 2 * self.plan.source_bytes(t)).sum();
+            let more: u64 = scanned.map(|t| self.plan.source_bytes(t)).sum();
             self.observer.begin(self.bytes_to_go_through() + more, self.plan.tensors.len() as u64);
         }
         self
@@ -196,13 +196,13 @@ impl<'a> Run<'a> {
         self.measured.is_none() && self.finished.get(tensor).copied().unwrap_or(false)
     }
 
-    /// Gathers the statistics of a conflict report, and merges nothing.
-    pub fn survey(mut self, survey: &'a Survey) -> Result<()> {
+    /// Gathers the statistics of a conflict report, and merges nothing. `more` bytes are to be gone through after it.
+    pub fn survey(mut self, survey: &'a Survey, more: u64) -> Result<()> {
         self.survey = Some(survey);
         let tensors = &self.plan.tensors;
         let scans = |t: &PlannedTensor| if is_scanned_whole(t) { 2 } else { 1 };
-        let bytes = tensors.iter().map(|t| self.plan.source_bytes(t) * scans(t)).sum();
-        self.observer.begin(bytes, tensors.len() as u64);
+        let bytes: u64 = tensors.iter().map(|t| self.plan.source_bytes(t) * scans(t)).sum();
+        self.observer.begin(bytes + more, tensors.len() as u64);
         let mut start = 0;
         for (at, tensor) in tensors.iter().enumerate() {
             if is_scanned_whole(tensor) {
@@ -249,33 +249,38 @@ impl<'a> Run<'a> {
     fn survey_tensor(&self, survey: &Survey, at: usize) -> Result<()> {
         let tensor = &self.plan.tensors[at];
         let mut job = survey.job(tensor);
-        let tiles = self.map.tiles(at..at + 1);
         while job.needs_scan() {
-            let scanning = &job;
-            let gathered = self.workers.run(
-                &self.map,
-                tiles.clone(),
-                self.observer,
-                || scanning.partial(),
-                |work, partial, id, _| {
-                    self.read_ahead(id, &tiles);
-                    let slice = Slice::tile(self.plan, self.models, id);
-                    slice.fetch(work, Look::Values)?;
-                    slice.survey(work, scanning, id.ordinal, partial);
-                    slice.check_intact()?;
-                    slice.release();
-                    self.observer.add_bytes(slice.source_bytes());
-                    Ok(())
-                },
-            )?;
-            let mut merged = job.partial();
-            for partial in gathered {
-                merged.merge(partial);
-            }
-            job.learn(merged, &tensor.name)?;
+            self.survey_once(&mut job, at)?;
         }
         survey.put(at, tensor, job);
         Ok(())
+    }
+
+    /// The next scan of a survey over a tensor.
+    fn survey_once(&self, job: &mut SurveyJob, at: usize) -> Result<()> {
+        let tiles = self.map.tiles(at..at + 1);
+        let scanning = &*job;
+        let gathered = self.workers.run(
+            &self.map,
+            tiles.clone(),
+            self.observer,
+            || scanning.partial(),
+            |work, partial, id, _| {
+                self.read_ahead(id, &tiles);
+                let slice = Slice::tile(self.plan, self.models, id);
+                for piece in slice.pieces(self.plan, self.models) {
+                    piece.fetch(work, Look::Values)?;
+                    piece.survey(work, scanning, partial);
+                }
+                partial.close_tile(id.ordinal);
+                slice.check_intact()?;
+                slice.release();
+                self.observer.add_bytes(slice.source_bytes());
+                Ok(())
+            },
+        )?;
+        let all = merged(job, gathered);
+        job.learn(all, &self.plan.tensors[at].name)
     }
 
     /// Source bytes of all passes, for progress.
@@ -553,8 +558,9 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let tensor = &self.plan.tensors[at];
-        if let Some(survey) = self.survey {
-            self.survey_tensor(survey, at)?;
+        let mut surveying = self.survey.filter(|s| !s.is_done(at)).map(|survey| (survey, survey.job(tensor)));
+        if let Some((_, job)) = &mut surveying {
+            self.survey_once(job, at)?;
         }
         let mut job = self.job(tensor);
         self.give_statistics(tensor, job.as_mut())?;
@@ -567,7 +573,16 @@ impl<'a> Run<'a> {
         };
         let factors = Factors::Same(own.as_deref().unwrap_or(&self.factors));
         self.learn(job.as_mut(), at..at + 1, &|_| true, &tensor.name, keep_pages, factors)?;
-        self.apply(job.as_ref(), at..at + 1, &|_| true, false, factors)
+        let left = surveying.as_ref().map(|(_, job)| job).filter(|job| job.needs_scan());
+        let gathered = self.apply(job.as_ref(), at..at + 1, &|_| true, false, factors, left)?;
+        if let Some((survey, mut job)) = surveying {
+            if job.needs_scan() {
+                let all = merged(&job, gathered.into_iter().flatten());
+                job.learn(all, &tensor.name)?;
+            }
+            survey.put(at, tensor, job);
+        }
+        Ok(())
     }
 
     /// All tensors of a program whose numbers are learnt over the whole model.
@@ -593,7 +608,8 @@ impl<'a> Run<'a> {
         let factors = own.as_deref().map_or(Factors::Same(&self.factors), Factors::Each);
         self.learn(job.as_mut(), all.clone(), &mine, scope.name(), false, factors)?;
         *self.whole.lock().unwrap_or_else(PoisonError::into_inner) = job.learnt();
-        self.apply(job.as_ref(), all, &mine, true, factors)
+        self.apply(job.as_ref(), all, &mine, true, factors, None)?;
+        Ok(())
     }
 
     /// The factors in each tensor that is `mine`, where they differ between tensors.
@@ -660,16 +676,14 @@ impl<'a> Run<'a> {
                     Ok(())
                 },
             )?;
-            let mut merged = job.partial();
-            for partial in gathered {
-                merged.merge(partial);
-            }
-            job.learn(merged, scope)?;
+            let all = merged(job, gathered);
+            job.learn(all, scope)?;
         }
         Ok(())
     }
 
-    /// Computes the tiles of those tensors of a range that are `mine`.
+    /// Computes the tiles of those tensors of a range that are `mine`, and gathers on the way for a survey that has a
+    /// scan left.
     fn apply(
         &self,
         job: &dyn Job,
@@ -677,7 +691,8 @@ impl<'a> Run<'a> {
         mine: &(dyn Fn(&PlannedTensor) -> bool + Sync),
         read_ahead: bool,
         factors: Factors<'_>,
-    ) -> Result<()> {
+        survey: Option<&SurveyJob>,
+    ) -> Result<Vec<Option<Partial>>> {
         let tiles = self.map.tiles(tensors);
         let ordered = job.ordered_ties();
         let turnstile = Turnstile::new(tiles.start, ordered);
@@ -685,8 +700,8 @@ impl<'a> Run<'a> {
             &self.map,
             tiles.clone(),
             self.observer,
-            || (),
-            |work, (), id, given_up| {
+            || survey.map(Job::partial),
+            |work, partial, id, given_up| {
                 let mut order = tile::in_order(&turnstile, id.ordinal, given_up);
                 if !mine(&self.plan.tensors[id.tensor]) {
                     // Not this job's; where ties are shared in order it lets the next tile through.
@@ -696,13 +711,16 @@ impl<'a> Run<'a> {
                     self.read_ahead(id, &tiles);
                 }
                 let slice = Slice::tile(self.plan, self.models, id);
+                slice.fetch(work, Look::Values)?;
+                if let (Some(survey), Some(partial)) = (survey, partial) {
+                    slice.survey(work, survey, partial);
+                    partial.close_tile(id.ordinal);
+                }
                 let slice =
                     slice.modified(self.modified(&self.plan.tensors[id.tensor], factors.of(id.tensor)));
-                slice.fetch(work, Look::Values)?;
                 self.complete(work, &slice, id, job, &mut order)
             },
-        )?;
-        Ok(())
+        )
     }
 
     /// Computes a tile and puts it into its file; while α is being found, only measures it.
@@ -855,12 +873,25 @@ fn is_scanned_whole(tensor: &PlannedTensor) -> bool {
     tensor.action != Action::Compare && tensor.tiles() > 1
 }
 
+/// What all workers gathered.
+fn merged(job: &dyn Job, gathered: impl IntoIterator<Item = Partial>) -> Partial {
+    let mut merged = job.partial();
+    for partial in gathered {
+        merged.merge(partial);
+    }
+    merged
+}
+
 /// All scans of a conflict report over a tensor of one tile, by one worker.
 fn survey_alone(work: &mut Work, survey: &Survey, slice: &Slice<'_>, id: TileId) {
+    if survey.is_done(id.tensor) {
+        return;
+    }
     let mut job = survey.job(slice.tensor);
     while job.needs_scan() {
         let mut partial = job.partial();
-        slice.survey(work, &job, id.ordinal, &mut partial);
+        slice.survey(work, &job, &mut partial);
+        partial.close_tile(id.ordinal);
         // Learning from a survey cannot fail.
         let _ = job.learn(partial, &slice.tensor.name);
     }

@@ -16,6 +16,9 @@ use crate::plan::recipe::{Io, OnOverflow};
 use crate::plan::{Action, MergePlan, PlannedTensor, Source, TILE_BYTES, TILE_ELEMENTS, marks};
 use crate::shard::{Change, Checkpoint, Mapping, Shard};
 
+/// Elements that are read and scanned together where nothing else is done with them: little enough for the second
+/// cache to hold them in all models.
+const PIECE: u64 = 32 * CHUNK as u64;
 /// Elements between the chunk in work and the one brought into the cache.
 const PREFETCH: usize = 2 * CHUNK;
 
@@ -416,10 +419,20 @@ impl<'a> Slice<'a> {
         partial.close_tile(ordinal);
     }
 
-    /// Scans the elements of the tile into `partial`, wherever groups begin: sums over them do not depend on a method.
-    pub fn survey(&self, work: &mut Work, job: &dyn Job, ordinal: u64, partial: &mut Partial) {
+    /// Scans the elements into `partial`, wherever groups begin: sums over them do not depend on a method.
+    pub fn survey(&self, work: &mut Work, job: &dyn Job, partial: &mut Partial) {
         self.for_chunks(work, Span::Elements, Look::Values, |chunk, _| job.scan(chunk, partial));
-        partial.close_tile(ordinal);
+    }
+
+    /// The parts of the tile that are best read one by one. Changes of adapters are made for whole tiles, and groups are
+    /// read whole.
+    pub fn pieces(&self, plan: &'a MergePlan, models: &'a [Checkpoint]) -> impl Iterator<Item = Self> {
+        let (first, end, index) = (self.first, self.first + self.len, self.index);
+        let whole = self.group > 1 || (0..self.models.len()).any(|at| self.source(at).is_changed());
+        let step = if whole { self.len.max(1) } else { PIECE };
+        (first..end)
+            .step_by(step as usize)
+            .map(move |at| Slice::new(plan, models, index, at, step.min(end - at)))
     }
 
     /// Which of the other models hold the same bytes as the first.

@@ -24,14 +24,17 @@ pub mod neurons;
 pub mod pair;
 pub mod philox;
 pub mod plain_floats;
+pub mod products;
 pub mod ranks;
 pub mod resmerge;
 pub mod rivals;
 pub mod rng;
 pub mod rows;
 pub mod select;
+pub mod spectrum;
 pub mod sphere;
 pub mod stats;
+pub mod tridiagonal;
 pub mod values;
 
 pub use level::Level;

@@ -1,6 +1,7 @@
 //! One model's decoded chunk: in f32, or in f64 when any model stores this tensor as `F64`.
 
 use super::rng::Kept;
+use super::stats::Width;
 use super::{CHUNK, Level, combine, convert, lanes, masks, rows, stats};
 use crate::dtype::DType;
 
@@ -9,6 +10,8 @@ pub struct Values {
     narrow: Vec<f32>,
     wide: Vec<f64>,
     is_wide: bool,
+    /// Whether they are numbers that bf16 holds.
+    is_bf16: bool,
     len: usize,
     /// Whose stored numbers these are, if they are just that.
     plain: Option<usize>,
@@ -47,18 +50,13 @@ fn narrow_threshold(threshold: u64) -> (u32, bool) {
     if f64::from(near) < wide { (bits + 1, false) } else { (bits, f64::from(near) <= wide || wide.is_nan()) }
 }
 
-/// The largest f32 that is not above a positive number: no f32 lies between the two.
-fn rounded_down(value: f64) -> f32 {
-    let near = value as f32;
-    if f64::from(near) > value { near.next_down() } else { near }
-}
-
 impl Default for Values {
     fn default() -> Self {
         Self {
             narrow: vec![0.0; CHUNK],
             wide: vec![0.0; CHUNK],
             is_wide: false,
+            is_bf16: false,
             len: 0,
             plain: None,
             absent: false,
@@ -71,6 +69,7 @@ impl Values {
     /// Decodes `len` elements. `wide` is the same for all models of a tensor.
     pub fn load(&mut self, level: Level, dtype: DType, bytes: &[u8], len: usize, wide: bool) {
         (self.is_wide, self.len, self.absent) = (wide, len, false);
+        self.is_bf16 = dtype == DType::BF16;
         (self.plain, self.change.from) = (None, None);
         if self.narrow.len() < len {
             self.narrow.resize(len, 0.0);
@@ -94,7 +93,7 @@ impl Values {
     /// Adds a change; where it is zero the numbers stay as they are, −0.0 included. With `origin`, whose numbers these
     /// were, deltas from them will be the change itself, which the sum would round.
     pub fn add(&mut self, level: Level, change: &[f32], origin: Option<usize>) {
-        (self.plain, self.change.from) = (None, origin);
+        (self.plain, self.change.from, self.is_bf16) = (None, origin, false);
         if self.is_wide {
             combine::shift_wide(level, &mut self.wide[..self.len], change);
         } else {
@@ -133,6 +132,7 @@ impl Values {
 
     /// Multiplies elements by a factor, rounded once.
     pub fn multiply(&mut self, elements: std::ops::Range<usize>, factor: f64) {
+        self.is_bf16 = false;
         if self.is_wide {
             self.wide[elements].iter_mut().for_each(|v| *v *= factor);
         } else {
@@ -174,6 +174,14 @@ impl Values {
         }
     }
 
+    /// `out = self`.
+    pub fn widen(&self, level: Level, out: &mut [f64]) {
+        match self.numbers() {
+            Numbers::Narrow(values) => convert::widen(level, values, out),
+            Numbers::Wide(values) => out.copy_from_slice(values),
+        }
+    }
+
     /// `out = self − base`, subtracted in the arithmetic of the tensor (f32 or f64).
     pub fn delta(&self, level: Level, base: &Self, out: &mut [f64]) {
         match self.against(base) {
@@ -205,26 +213,26 @@ impl Values {
         }
     }
 
-    /// `out = self − base`, and what that changes.
-    pub fn changes(
+    /// `out = self − base` in the width of the tensor, and what that changes.
+    pub fn changes<T: Width>(
         &self,
         level: Level,
         base: &Self,
-        epsilon: f64,
-        relative: f64,
-        out: &mut [f64],
+        thresholds: stats::Thresholds,
+        out: &mut [T],
     ) -> stats::Changes {
-        let found = match (self.numbers(), base.numbers()) {
-            (Numbers::Narrow(x), Numbers::Narrow(b)) => {
-                stats::changes_narrow(level, x, b, rounded_down(epsilon), relative as f32, out)
-            }
-            (Numbers::Wide(x), Numbers::Wide(b)) => stats::changes_wide(level, x, b, epsilon, relative, out),
-            _ => unreachable!("the models of a tensor share one width"),
-        };
+        let (expert, of) = (T::of(self.numbers()), T::of(base.numbers()));
+        let found = T::changes(level, expert, of, self.is_bf16 && base.is_bf16, thresholds, out);
         if self.is_known_change_of(base) {
-            self.delta(level, base, out);
+            return stats::Changes { peak: self.deltas(level, base, out), ..found };
         }
         found
+    }
+
+    /// `out = self − base` in the width of the tensor; gives the largest magnitude, NaN left out.
+    pub fn deltas<T: Width>(&self, level: Level, base: &Self, out: &mut [T]) -> f64 {
+        let (expert, of) = self.against(base);
+        T::subtract(level, T::of(expert), T::of(of), out)
     }
 
     /// `out = factor · (self − base)` where the delta's magnitude is at least (above, when `strict`) the one with
@@ -427,7 +435,7 @@ impl Values {
         debug_assert!(self.is_wide && base.is_wide && !self.absent, "norms are matched in f64");
         if factor != 1.0 {
             combine::scale_difference(level, &base.wide[..self.len], factor, &mut self.wide[..self.len]);
-            self.plain = None;
+            (self.plain, self.is_bf16) = (None, false);
             if self.change.from.is_some() {
                 combine::scale(level, &mut self.change.wide[..self.len], factor);
             }

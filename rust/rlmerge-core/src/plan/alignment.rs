@@ -9,6 +9,9 @@
 
 use std::collections::HashSet;
 
+use serde::Serialize;
+
+use crate::dtype::DType;
 use crate::error::{Error, Result, escape};
 use crate::shard::{Checkpoint, Tensor, is_head, tied_embedding};
 
@@ -28,6 +31,56 @@ pub struct Alignment<'a> {
     pub untied_head: bool,
     /// What was decided on the way.
     pub notes: Vec<String>,
+}
+
+/// A tensor that not all models have, or not in one shape.
+#[derive(Debug, Clone, Serialize)]
+pub struct Unmatched {
+    /// Its name.
+    pub name: String,
+    /// What each model has by that name.
+    pub models: Vec<Option<Stored>>,
+}
+
+/// How a model stores a tensor.
+#[derive(Debug, Clone, Serialize)]
+pub struct Stored {
+    /// Its dtype.
+    pub dtype: DType,
+    /// Its shape.
+    pub shape: Vec<u64>,
+}
+
+/// Aligns what all models have alike, and says what else there is.
+///
+/// # Errors
+/// As for [`align`], when they have nothing alike.
+pub fn align_common<'a>(models: &[&'a Checkpoint]) -> Result<(Alignment<'a>, Vec<Unmatched>)> {
+    let mut known = HashSet::new();
+    let names = models.iter().flat_map(|m| m.tensors().iter().map(|t| t.name.as_str()));
+    let mut out = Alignment { tensors: Vec::new(), untied_head: false, notes: Vec::new() };
+    let mut unmatched = Vec::new();
+    for name in names.filter(|name| known.insert(*name)) {
+        let found: Vec<Option<&Tensor>> = models.iter().map(|model| model.get(name)).collect();
+        let alike = |a: &Tensor, b: &Tensor| {
+            a.shape == b.shape
+                && (a.dtype == b.dtype || (a.dtype.has_arithmetic() && b.dtype.has_arithmetic()))
+        };
+        match found.iter().copied().collect::<Option<Vec<_>>>() {
+            Some(sources) if sources.windows(2).all(|w| alike(w[0], w[1])) => {
+                out.tensors.push(Aligned { name, sources });
+            }
+            _ => {
+                let stored = |t: &Tensor| Stored { dtype: t.dtype, shape: t.shape.clone() };
+                let models = found.iter().map(|t| t.map(stored)).collect();
+                unmatched.push(Unmatched { name: name.into(), models });
+            }
+        }
+    }
+    if out.tensors.is_empty() {
+        return Ok((align(models, 0)?, unmatched));
+    }
+    Ok((out, unmatched))
 }
 
 /// Aligns all models with the reference model.

@@ -14,6 +14,7 @@ pub mod role;
 pub mod statistics;
 mod summary;
 
+pub use alignment::{Stored, Unmatched};
 pub use expand::{ExpandRequest, Expected, ExpectedTensor};
 
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ use serde_json::json;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::shard::{Change, Checkpoint, ConfigFacts, FileIdentity, Kind, Parts, Tensor, refuse_links};
+use alignment::Alignment;
 use family::{Passes, Program, Setup, deltas, linear};
 use layout::{Item, Layout};
 use modifiers::{Alpha, MatchScope, Treatment};
@@ -196,6 +198,9 @@ pub struct ReportRequest {
     /// How tensor bytes are read.
     #[serde(default)]
     pub io: recipe::Io,
+    /// Whether tensors that not all models have alike are left out, and listed.
+    #[serde(default)]
+    pub common: bool,
 }
 
 impl ReportRequest {
@@ -240,6 +245,8 @@ pub struct MergePlan {
     pub notes: Vec<String>,
     /// What looks wrong but does not prevent the merge.
     pub warnings: Vec<String>,
+    /// Tensors that are left out, since not all models have them alike.
+    pub unmatched: Vec<Unmatched>,
 }
 
 impl MergePlan {
@@ -297,22 +304,38 @@ impl MergePlan {
         let models = models::open(&recipe)?;
         let experts = (0..models.len()).map(|model| (model, 1.0)).collect();
         let all = Program::Linear(family::linear::Linear { experts, divisor: 1.0 });
-        let plan = Self::new(recipe, settings, vec![all], None, &models, &[])?;
-        Ok((plan, models))
+        let refs: Vec<&Checkpoint> = models.iter().collect();
+        let (aligned, unmatched) = match request.common {
+            true => alignment::align_common(&refs)?,
+            false => (alignment::align(&refs, 0)?, Vec::new()),
+        };
+        let plan = Self::of_aligned(recipe, settings, vec![all], None, (&models, aligned), &[])?;
+        Ok((Self { unmatched, ..plan }, models))
     }
 
     fn new(
         recipe: Recipe,
         settings: Settings,
-        mut programs: Vec<Program>,
+        programs: Vec<Program>,
         dtype: Option<DType>,
         models: &[Checkpoint],
         statistics: &[Checkpoint],
     ) -> Result<Self> {
-        let base = recipe.base.is_some().then_some(0);
-        let model_type = models.iter().find_map(|m| m.config()?.model_type.as_deref());
         let refs: Vec<&Checkpoint> = models.iter().collect();
         let aligned = alignment::align(&refs, 0)?;
+        Self::of_aligned(recipe, settings, programs, dtype, (models, aligned), statistics)
+    }
+
+    fn of_aligned(
+        recipe: Recipe,
+        settings: Settings,
+        mut programs: Vec<Program>,
+        dtype: Option<DType>,
+        (models, aligned): (&[Checkpoint], Alignment<'_>),
+        statistics: &[Checkpoint],
+    ) -> Result<Self> {
+        let base = recipe.base.is_some().then_some(0);
+        let model_type = models.iter().find_map(|m| m.config()?.model_type.as_deref());
 
         let names: Vec<&str> = aligned.tensors.iter().map(|t| t.name).collect();
         let idle: Vec<String> = recipe
@@ -415,6 +438,7 @@ impl MergePlan {
             threads,
             notes,
             warnings,
+            unmatched: Vec::new(),
             recipe,
             settings,
             programs,

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Norm;
+use super::spectra::Spectra;
 use crate::dtype::DType;
 
 /// Shares of the elements whose energy is reported.
@@ -457,6 +458,8 @@ pub struct TensorConflicts {
     pub sums: Sums,
     /// The largest |δ| of each expert: δ and its flat index.
     pub peaks: Vec<Option<(f64, u64)>>,
+    /// Its spectral statistics, where they were wanted and it is made of matrices.
+    pub spectra: Option<Spectra>,
 }
 
 /// Everything that was gathered.
@@ -471,34 +474,49 @@ pub struct Conflicts {
 }
 
 impl Conflicts {
-    /// Sums of the tensors that are alike by `of`, in the order in which they first come.
-    fn grouped<K: PartialEq>(&self, experts: usize, of: impl Fn(&TensorConflicts) -> K) -> Vec<(K, Sums)> {
-        let mut groups: Vec<(K, Sums)> = Vec::new();
+    /// Sums of the tensors that are alike by `of`, in the order in which they first come, and means of their spectral
+    /// statistics, by numbers of elements.
+    fn grouped<K: PartialEq>(
+        &self,
+        experts: usize,
+        of: impl Fn(&TensorConflicts) -> K,
+    ) -> Vec<(K, Sums, Option<Spectra>)> {
+        type Weighted<'s> = Vec<(f64, &'s Spectra)>;
+        let mut groups: Vec<(K, Sums, Weighted<'_>)> = Vec::new();
         for tensor in self.tensors.iter().filter(|t| t.equal.is_none()) {
             let key = of(tensor);
-            let at = groups.iter().position(|(k, _)| *k == key).unwrap_or_else(|| {
-                groups.push((key, Sums::new(experts)));
+            let at = groups.iter().position(|(k, ..)| *k == key).unwrap_or_else(|| {
+                groups.push((key, Sums::new(experts), Vec::new()));
                 groups.len() - 1
             });
             groups[at].1.add(&tensor.sums);
+            groups[at].2.extend(tensor.spectra.iter().map(|s| (tensor.sums.elements as f64, s)));
         }
-        groups
+        groups.into_iter().map(|(key, sums, spectra)| (key, sums, Spectra::mean(&spectra))).collect()
     }
 
     /// The report's numbers: of the whole model, each kind, each layer, each kind in each layer, and each tensor.
     #[must_use]
     pub fn json(&self, experts: usize) -> Value {
-        let model = self.grouped(experts, |_| ()).pop().map_or_else(|| Sums::new(experts), |(_, s)| s);
+        let (model, spectra) = self
+            .grouped(experts, |_| ())
+            .pop()
+            .map_or_else(|| (Sums::new(experts), None), |(_, s, m)| (s, m));
         let reference = Reference::new(&model, self.lambda);
-        let level = |keys: Value, sums: &Sums| {
+        let level = |keys: Value, sums: &Sums, spectra: &Option<Spectra>| {
             let mut value = json!(Level::new(sums, &reference));
             if let (Some(map), Value::Object(keys)) = (value.as_object_mut(), keys) {
+                if let Some(spectra) = spectra {
+                    let odd: Vec<bool> = sums.experts.iter().map(|e| e.non_finite > 0).collect();
+                    let pairs: Vec<(usize, usize)> = pairs(experts).collect();
+                    map.insert("spectral".into(), spectra.json(&odd, &pairs));
+                }
                 map.extend(keys);
             }
             value
         };
         let mut kinds = self.grouped(experts, |t| t.kind);
-        kinds.sort_by_key(|(kind, _)| crate::report::conflicts::order(kind));
+        kinds.sort_by_key(|(kind, ..)| crate::report::conflicts::order(kind));
         let layers = self.grouped(experts, |t| t.layer);
         let cells = self.grouped(experts, |t| (t.layer, t.kind));
         let tensors = self.tensors.iter().map(|t| {
@@ -513,19 +531,22 @@ impl Conflicts {
                 |p: &Option<(f64, u64)>| p.map(|(delta, at)| json!({"delta": Norm(delta), "index": at}));
             if let Some(map) = keys.as_object_mut() {
                 map.insert("peaks".into(), t.peaks.iter().map(peak).collect());
+                if let Some(curves) = t.spectra.as_ref().and_then(|s| s.curves.as_ref()) {
+                    map.insert("spectrum".into(), curves.json());
+                }
             }
-            level(keys, &t.sums)
+            level(keys, &t.sums, &t.spectra)
         });
         json!({
             "matched_norm": Norm(reference.matched_norm()),
             "quantiles": self.quantiles.iter().map(|q| {
                 q.iter().map(|(share, size)| json!({"share": share, "delta": Norm(*size)})).collect::<Vec<_>>()
             }).collect::<Vec<_>>(),
-            "model": level(json!({}), &model),
-            "kinds": kinds.iter().map(|(kind, s)| level(json!({"kind": kind}), s)).collect::<Vec<_>>(),
-            "layers": layers.iter().map(|(layer, s)| level(json!({"layer": layer}), s)).collect::<Vec<_>>(),
-            "cells": cells.iter().map(|((layer, kind), s)| {
-                level(json!({"layer": layer, "kind": kind}), s)
+            "model": level(json!({}), &model, &spectra),
+            "kinds": kinds.iter().map(|(kind, s, m)| level(json!({"kind": kind}), s, m)).collect::<Vec<_>>(),
+            "layers": layers.iter().map(|(layer, s, m)| level(json!({"layer": layer}), s, m)).collect::<Vec<_>>(),
+            "cells": cells.iter().map(|((layer, kind), s, m)| {
+                level(json!({"layer": layer, "kind": kind}), s, m)
             }).collect::<Vec<_>>(),
             "tensors": tensors.collect::<Vec<_>>(),
         })

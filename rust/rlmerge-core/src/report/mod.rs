@@ -1,6 +1,7 @@
 //! What a merge did, as plain data (schema `rlmerge.report/1`).
 
 pub mod conflicts;
+pub mod spectra;
 pub mod verification;
 
 use serde::{Deserialize, Serialize, Serializer};
