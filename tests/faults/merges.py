@@ -70,11 +70,11 @@ class Merge:
         return sorted(self.root.glob(".out.rlmerge-*"))
 
     def records(self) -> int:
-        """Whole lines of the journals that are there, without their headers."""
+        """Whole lines of the journals that are there, without the two at their heads."""
         count = 0
         for stage in self.stages():
             try:
-                count += max(0, (stage / "rlmerge.journal").read_bytes().count(b"\n") - 1)
+                count += max(0, (stage / "rlmerge.journal").read_bytes().count(b"\n") - 2)
             except OSError:
                 continue
         return count
