@@ -4,7 +4,7 @@ The compiled core of rlmerge. Use the functions of the package `rlmerge` instead
 
 from _typeshed import SupportsGetItem
 from os import PathLike
-from typing import Any, final
+from typing import Any, SupportsIndex, final
 
 __all__ = ["Plan", "build_info", "clean", "conflicts", "diagnostics", "errors", "inspect", "methods", "prepare", "prepare_expand", "verify", "version"]
 
@@ -77,7 +77,7 @@ def prepare_expand(request_json: str) -> Plan:
     Plans what a request (JSON) asks to be rebuilt from a merged folder, its masks and its base.
     """
 
-def verify(path: str | PathLike[str], manifest: str | PathLike[str] | None = None, threads: int | None = None, progress: Any | None = None) -> str:
+def verify(path: str | PathLike[str], manifest: str | PathLike[str] | None = None, threads: SupportsIndex | None = None, progress: Any | None = None) -> str:
     """
     Reads an output back against the report in its folder, or against the one in the file `manifest`. Returns what was
     found as JSON.

@@ -238,7 +238,8 @@ def plan(
     Parameters
     ----------
     models, method, base, output, recipe, parameters, treat, lines, match_norm, match_norm_scope, seed, dtype, compat,
-    shard_size, threads, io, durability, force, resume, verify, strict, on_overflow, int_from, verify_inputs, no_symlinks
+    shard_size, threads, io, durability, force, resume, verify, strict, on_overflow, int_from, verify_inputs,
+    no_symlinks
         As for ``merge``.
     **method_parameters
         As for ``merge``.

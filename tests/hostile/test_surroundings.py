@@ -98,10 +98,11 @@ def test_closed_descriptors_stay_out_of_the_output(trio, tmp_path, closed):
     assert output.read_bytes() == whole.output.read_bytes()
 
 
-def test_closed_descriptors_are_filled(tmp_path):
-    # A new file gets no number below 3 once the engine is loaded.
-    code = "import os, rlmerge._core; n = os.open(os.devnull, os.O_RDONLY); os._exit(0 if n > 2 else 9)"
-    done = subprocess.run(["sh", "-c", f"'{sys.executable}' -c '{code}' <&- >&- 2>&-"], timeout=60)
+def test_closed_descriptors_are_filled(trio):
+    # A new file gets no number below 3 once the engine was called.
+    code = "import os, sys, rlmerge; rlmerge.inspect(sys.argv[1]); os._exit(0 if os.open(os.devnull, 0) > 2 else 9)"
+    line = f"'{sys.executable}' -c '{code}' '{trio[0]}' <&- >&- 2>&-"
+    done = subprocess.run(["sh", "-c", line], timeout=60)
     assert done.returncode == 0
 
 

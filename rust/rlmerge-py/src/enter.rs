@@ -2,17 +2,21 @@
 //! thread delivers progress and looks for signals ten times a second.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use rlmerge_core::error::{Error, Result};
+use rlmerge_core::error::{Error, Result, keep_panics_short};
 use rlmerge_core::exec::Observer;
 use rlmerge_core::kernel::PlainFloats;
 
+use crate::descriptors;
 use crate::error::to_python;
 
+/// What the first call does for the process.
+static FIRST: Once = Once::new();
 /// How long the calling thread sleeps between looks.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -26,6 +30,10 @@ pub fn enter<T: Send>(
     progress: Option<&Bound<'_, PyAny>>,
     job: impl FnOnce() -> Result<T> + Send,
 ) -> PyResult<T> {
+    FIRST.call_once(|| {
+        descriptors::fill();
+        keep_panics_short();
+    });
     let (sender, receiver) = channel();
     let guarded =
         move || catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|panic| Err(Error::from_panic(&*panic)));

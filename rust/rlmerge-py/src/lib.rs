@@ -15,12 +15,4 @@ mod _core {
         Plan, build_info, clean, conflicts, diagnostics, errors, inspect, methods, prepare, prepare_expand,
         verify, version,
     };
-    use pyo3::prelude::*;
-
-    #[pymodule_init]
-    fn init(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-        crate::descriptors::fill();
-        rlmerge_core::error::keep_panics_short();
-        Ok(())
-    }
 }
