@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::load_deltas;
 use crate::error::Result;
 use crate::exec::job::{Chunk, Job, Partial, Scope, Ties};
-use crate::exec::run::WHOLE_SAMPLE;
+use crate::exec::run::learning::WHOLE_SAMPLE;
 use crate::kernel::lanes::{self, Lanes};
 use crate::kernel::select::{Selection, Tally};
 use crate::kernel::values::Numbers;

@@ -1,0 +1,175 @@
+//! What a job learns from a tensor, or from all of them, before it is applied: a sample, then scans.
+
+use std::ops::Range;
+
+use super::Run;
+use super::matching::Factors;
+use crate::error::{Error, Result};
+use crate::exec::job::{Job, Look, Partial};
+use crate::exec::pass::TileId;
+use crate::exec::statistics;
+use crate::exec::tile::{Slice, Span, Work};
+use crate::exec::turnstile::Turnstile;
+use crate::kernel::CHUNK;
+use crate::kernel::select::RUN;
+use crate::plan::{Action, PlannedTensor, TILE_ELEMENTS};
+
+/// Blocks in the sample that a selection starts from, at most.
+const SAMPLE_BLOCKS: u64 = 128;
+/// Elements in each block of the sample.
+const SAMPLE_BLOCK: u64 = RUN as u64;
+/// Elements up to which the sample is everything.
+pub const WHOLE_SAMPLE: u64 = SAMPLE_BLOCKS * SAMPLE_BLOCK;
+
+/// What all workers gathered.
+pub(super) fn merged(job: &dyn Job, gathered: impl IntoIterator<Item = Partial>) -> Partial {
+    let mut merged = job.partial();
+    for partial in gathered {
+        merged.merge(partial);
+    }
+    merged
+}
+
+impl Run<'_> {
+    /// All scans of a tensor of one tile, by one worker.
+    pub(super) fn learn_alone(
+        &self,
+        work: &mut Work,
+        slice: &Slice<'_>,
+        id: TileId,
+        job: &mut dyn Job,
+        factors: &[f64],
+    ) -> Result<()> {
+        let tensor = &self.plan.tensors[id.tensor];
+        if job.wants_sample() {
+            self.sample(work, job, &[id.tensor], Factors::Same(factors))?;
+            slice.fetch(work, Look::Values)?;
+        }
+        while job.needs_scan() {
+            let mut partial = job.partial();
+            slice.scan(work, job, id.ordinal, &mut partial);
+            if job.folds() {
+                job.fold(&mut partial.folding);
+            }
+            job.learn(partial, &tensor.name)?;
+        }
+        Ok(())
+    }
+
+    /// Scans those tensors of a range that are `mine` until the job has learnt everything.
+    pub(super) fn learn(
+        &self,
+        job: &mut dyn Job,
+        tensors: Range<usize>,
+        mine: &(dyn Fn(&PlannedTensor) -> bool + Sync),
+        scope: &str,
+        keep_pages: bool,
+        factors: Factors<'_>,
+    ) -> Result<()> {
+        if job.wants_sample() {
+            let sampled: Vec<usize> = tensors.clone().filter(|t| mine(&self.plan.tensors[*t])).collect();
+            self.workers.alone(|work| self.sample(work, job, &sampled, factors))?;
+        }
+        let tiles = self.map.tiles(tensors);
+        while job.needs_scan() {
+            let scanning: &dyn Job = job;
+            let turnstile = Turnstile::new(tiles.start, 0);
+            let folds = scanning.folds();
+            let gathered = self.workers.run(
+                &self.map,
+                tiles.clone(),
+                self.observer,
+                || scanning.partial(),
+                |work, partial, id, given_up| {
+                    if !mine(&self.plan.tensors[id.tensor]) || !scanning.scans_tile(id.index * TILE_ELEMENTS)
+                    {
+                        return if folds { turnstile.in_turn(id.ordinal, given_up, || ()) } else { Ok(()) };
+                    }
+                    self.read_ahead(id, &tiles);
+                    let slice = Slice::tile(self.plan, self.models, id);
+                    let slice =
+                        slice.modified(self.modified(&self.plan.tensors[id.tensor], factors.of(id.tensor)));
+                    slice.fetch(work, Look::of_scan(scanning))?;
+                    slice.scan(work, scanning, id.ordinal, partial);
+                    if folds {
+                        turnstile.in_turn(id.ordinal, given_up, || scanning.fold(&mut partial.folding))?;
+                    }
+                    slice.check_intact()?;
+                    if !keep_pages {
+                        slice.release();
+                    }
+                    self.observer.add_bytes(slice.source_bytes());
+                    Ok(())
+                },
+            )?;
+            let all = merged(job, gathered);
+            job.learn(all, scope)?;
+        }
+        Ok(())
+    }
+
+    /// Hands a job the statistics that it takes as a whole.
+    pub(super) fn give_statistics(&self, tensor: &PlannedTensor, job: &mut dyn Job) -> Result<()> {
+        let family = self.plan.program(tensor).family();
+        let Some(statistic) = family.statistic().filter(|s| s.gram && tensor.action == Action::Compute)
+        else {
+            return Ok(());
+        };
+        let read =
+            |file: &usize| statistics::read_whole(&tensor.sources[*file], &self.models[*file], self.level);
+        let numbers = statistic.files.iter().map(read).collect::<Result<_>>()?;
+        job.take_statistics(self.level, numbers).map_err(|(at, message)| Error::BadStatistics {
+            path: self.models[statistic.files[at]].path().to_path_buf(),
+            tensor: tensor.name.clone(),
+            message,
+        })
+    }
+
+    /// A part of a tensor, as modifiers change it.
+    pub(super) fn sampled<'s>(
+        &'s self,
+        tensor: usize,
+        first: u64,
+        len: u64,
+        factors: &'s [f64],
+    ) -> Slice<'s> {
+        let modified = self.modified(&self.plan.tensors[tensor], factors);
+        Slice::new(self.plan, self.models, tensor, first, len).modified(modified)
+    }
+
+    /// Shows the job evenly spaced blocks of some tensors, of whole groups, or all of them if they are small.
+    pub(super) fn sample(
+        &self,
+        work: &mut Work,
+        job: &mut dyn Job,
+        tensors: &[usize],
+        factors: Factors<'_>,
+    ) -> Result<()> {
+        let sizes: Vec<(usize, u64)> = tensors.iter().map(|t| (*t, self.plan.tensors[*t].elements)).collect();
+        let population: u64 = sizes.iter().map(|(_, n)| n).sum();
+        let look = Look::of_scan(job);
+        let everything = population <= WHOLE_SAMPLE;
+        let stride = if everything { 1 } else { population / SAMPLE_BLOCKS };
+        let (mut before, mut next) = (0, 0);
+        for (tensor, elements) in sizes {
+            if everything {
+                let slice = self.sampled(tensor, 0, elements, factors.of(tensor));
+                slice.fetch(work, look)?;
+                slice.for_chunks(work, Span::Touching, look, |chunk, _| job.sample(chunk));
+                continue;
+            }
+            while next < before + elements && next < stride * SAMPLE_BLOCKS {
+                let first = (next - before) / CHUNK as u64 * CHUNK as u64;
+                let slice =
+                    self.sampled(tensor, first, SAMPLE_BLOCK.min(elements - first), factors.of(tensor));
+                slice.fetch(work, look)?;
+                slice.for_chunks(work, Span::Touching, look, |chunk, _| job.sample(chunk));
+                // A group longer than the stride is met once.
+                next += stride.max((before + slice.end()).saturating_sub(next));
+            }
+            before += elements;
+        }
+        job.end_sample(population);
+        Ok(())
+    }
+}

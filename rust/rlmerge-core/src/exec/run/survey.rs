@@ -1,0 +1,117 @@
+//! The scans of a conflict report, alone or before tensors are merged.
+
+use std::ops::Range;
+
+use super::learning::merged;
+use super::{Run, is_scanned_whole};
+use crate::error::Result;
+use crate::exec::conflicts::{Survey, SurveyJob};
+use crate::exec::job::{Job, Look};
+use crate::exec::pass::TileId;
+use crate::exec::tile::{Slice, Work};
+use crate::plan::{Action, PlannedTensor};
+
+impl<'a> Run<'a> {
+    /// Gathers the statistics of a conflict report, and merges nothing. `more` bytes are to be gone through after it.
+    pub fn survey(mut self, survey: &'a Survey, more: u64) -> Result<()> {
+        self.survey = Some(survey);
+        let tensors = &self.plan.tensors;
+        let scans = |t: &PlannedTensor| if is_scanned_whole(t) { 2 } else { 1 };
+        let bytes: u64 = tensors.iter().map(|t| self.plan.source_bytes(t) * scans(t)).sum();
+        self.observer.begin(bytes + more, tensors.len() as u64);
+        let mut start = 0;
+        for (at, tensor) in tensors.iter().enumerate() {
+            if is_scanned_whole(tensor) {
+                self.survey_tiles(survey, start..at)?;
+                self.survey_tensor(survey, at)?;
+                self.observer.add_tensor();
+                start = at + 1;
+            }
+        }
+        self.survey_tiles(survey, start..tensors.len())
+    }
+
+    /// Gathers the statistics of tensors that are one tile each, or compared tile by tile.
+    pub(super) fn survey_tiles(&self, survey: &Survey, tensors: Range<usize>) -> Result<()> {
+        let tiles = self.map.tiles(tensors);
+        self.workers.run(
+            &self.map,
+            tiles.clone(),
+            self.observer,
+            || (),
+            |work, (), id, _| {
+                self.read_ahead(id, &tiles);
+                let slice = Slice::tile(self.plan, self.models, id);
+                slice.fetch(work, Look::Values)?;
+                let tensor = &self.plan.tensors[id.tensor];
+                if tensor.action == Action::Compare {
+                    survey.put_equal(id.tensor, tensor, &slice.equal(work));
+                } else {
+                    survey_alone(work, survey, &slice, id);
+                }
+                slice.check_intact()?;
+                slice.release();
+                self.observer.add_bytes(slice.source_bytes());
+                if id.index + 1 == tensor.tiles() {
+                    self.observer.add_tensor();
+                }
+                Ok(())
+            },
+        )?;
+        Ok(())
+    }
+
+    /// Gathers the statistics of a tensor of several tiles, by all workers.
+    pub(super) fn survey_tensor(&self, survey: &Survey, at: usize) -> Result<()> {
+        let tensor = &self.plan.tensors[at];
+        let mut job = survey.job(tensor);
+        while job.needs_scan() {
+            self.survey_once(&mut job, at)?;
+        }
+        survey.put(at, tensor, job);
+        Ok(())
+    }
+
+    /// The next scan of a survey over a tensor.
+    pub(super) fn survey_once(&self, job: &mut SurveyJob, at: usize) -> Result<()> {
+        let tiles = self.map.tiles(at..at + 1);
+        let scanning = &*job;
+        let gathered = self.workers.run(
+            &self.map,
+            tiles.clone(),
+            self.observer,
+            || scanning.partial(),
+            |work, partial, id, _| {
+                self.read_ahead(id, &tiles);
+                let slice = Slice::tile(self.plan, self.models, id);
+                for piece in slice.pieces(self.plan, self.models) {
+                    piece.fetch(work, Look::Values)?;
+                    piece.survey(work, scanning, partial);
+                }
+                partial.close_tile(id.ordinal);
+                slice.check_intact()?;
+                slice.release();
+                self.observer.add_bytes(slice.source_bytes());
+                Ok(())
+            },
+        )?;
+        let all = merged(job, gathered);
+        job.learn(all, &self.plan.tensors[at].name)
+    }
+}
+
+/// All scans of a conflict report over a tensor of one tile, by one worker.
+pub(super) fn survey_alone(work: &mut Work, survey: &Survey, slice: &Slice<'_>, id: TileId) {
+    if survey.is_done(id.tensor) {
+        return;
+    }
+    let mut job = survey.job(slice.tensor);
+    while job.needs_scan() {
+        let mut partial = job.partial();
+        slice.survey(work, &job, &mut partial);
+        partial.close_tile(id.ordinal);
+        // Learning from a survey cannot fail.
+        let _ = job.learn(partial, &slice.tensor.name);
+    }
+    survey.put(id.tensor, slice.tensor, job);
+}
