@@ -11,7 +11,7 @@ from study.analysis import Facts, analyse
 from study.arms import ARMS
 from study.figures import draw_all
 from study.records import read_json, read_lines, versions, write_json
-from study.schedule import facts_lack, keys_of
+from study.schedule import facts_lack, is_extra, keys_of
 from study.stages import Places
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ LONG_TABLE = 60  # rows; longer ones scroll
 
 def write_page(config: StudyConfig, work: Path, folder: Path, units: list[Unit]) -> None:
     """Analyse what is there and write the page."""
-    state = state_of(units, Places(work))
+    state = state_of(config, units, Places(work))
     facts = Facts(config, Places(work, known=keys_of(units)), without=state.pop("begun"))
     folder.mkdir(parents=True, exist_ok=True)
     results = analyse(facts)
@@ -69,12 +69,12 @@ def few_seeds(count: int) -> str:
     return f"widened by the root of {count}/{count - 1} for so few bases, and rough even so"
 
 
-def state_of(units: list[Unit], places: Places) -> dict[str, Any]:
+def state_of(config: StudyConfig, units: list[Unit], places: Places) -> dict[str, Any]:
     """Say which units are done, how long each stage took, and why units are missing."""
     seconds: dict[str, dict[str, float]] = {"wall": {}, "processor": {}}
     missing: dict[str, str] = {}
     broken: set[str] = set()
-    begun: set[int] = set()  # seeds with units that are still to come
+    begun: set[int] = set()  # seeds with units still to come that all arms have: the others are left out by method
     done = 0
     keys = keys_of(units)
     for unit in units:
@@ -91,7 +91,8 @@ def state_of(units: list[Unit], places: Places) -> dict[str, Any]:
                 f"not begun, because {behind} failed" if behind else trace.read_text().strip().splitlines()[-1]
             )
         else:
-            begun.add(unit.arguments["seed"])
+            if not is_extra(config, unit):
+                begun.add(unit.arguments["seed"])
             missing[unit.name] = NOT_YET
     sessions = read_lines(places.work / "sessions.jsonl")
     return {

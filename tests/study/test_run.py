@@ -15,7 +15,7 @@ from study.analysis import Facts, analyse, verdict  # noqa: E402
 from study.configuration import StudyConfig, load_config  # noqa: E402
 from study.intervals import correlation_interval, interval, rank_correlation, widened  # noqa: E402
 from study.records import read_json, write_json  # noqa: E402
-from study.schedule import keys_of, only_run, plan_units, run_all  # noqa: E402
+from study.schedule import is_extra, keys_of, only_run, plan_units, run_all  # noqa: E402
 from study.settings import SettingsError  # noqa: E402
 from study.stages import Places  # noqa: E402
 
@@ -32,6 +32,17 @@ def test_every_configuration_is_whole(path):
     assert len(names) == len(set(names))
     for at, unit in enumerate(units):
         assert set(unit.needs + unit.awaits) <= set(names[:at]), "units come after what they need"
+
+
+def test_what_all_arms_have_comes_before_what_a_few_have():
+    """A run that is stopped early has all seeds of the claims before the last of thirty methods."""
+    config = tiny_config(seeds=[0, 1], merging={"matched_methods": ["linear"], "method_arms": ["grpo"]})
+    units = plan_units(config)
+    extra = [is_extra(config, unit) for unit in units]
+    assert extra == sorted(extra)
+    assert sum(extra) > 20
+    late = [unit.arguments["method"] for unit in units if is_extra(config, unit)]
+    assert late[0] == late[1], "a method is finished for all seeds before the next is begun"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
