@@ -34,10 +34,35 @@ PREDICTORS = (
     "sign_disagreement_top",
     "jaccard",
     "norm_product",
+    # From rlmerge's report: of the pair, then means over its two experts.
+    "conflict_l1",
+    "retention_a",
+    "ties_interference",
+    "ties_survival",
+    "relative_norm",
+    "top10_energy",
+    "low_overlap",
+    "changed_bf16",
     # Of the models and not of their weights: means over the two experts, at equal steps only.
     "forward_kl",
     "hidden",
 )
+# What the page calls them, where the name alone would not say.
+SPOKEN = {
+    "normalized_conflict": "conflict norm / norm of product",
+    "matched_conflict": "conflict norm of unit deltas",
+    "sign_disagreement_top": "sign disagreement, largest 20 %",
+    "norm_product": "product of the norms",
+    "conflict_l1": "share of the product that conflicts",
+    "retention_a": "direction kept by the sum",
+    "ties_interference": "share outvoted in TIES",
+    "ties_survival": "energy that TIES keeps",
+    "top10_energy": "energy in the largest 10 %",
+    "low_overlap": "share of change in small weights",
+    "changed_bf16": "share changed in bf16",
+    "forward_kl": "forward KL to the base (of models)",
+    "hidden": "hidden-state distance (of models)",
+}
 # Methods that were made for experts trained by RL.
 RL_METHODS = ("ram", "ram_plus", "ramplus_tl", "resmerge", "iso_merger")
 
@@ -46,7 +71,7 @@ RL_METHODS = ("ram", "ram_plus", "ramplus_tl", "resmerge", "iso_merger")
 class Claim:
     """One claim of the paper, as a number that is positive where the claim holds."""
 
-    name: str
+    name: str  # "topic: what"
     words: str
     number: dict[str, float]
     unit: str
@@ -339,6 +364,31 @@ def incomparable(facts: Facts, arms: tuple[str, ...], method: str, comparison: s
     return "; ".join(words)
 
 
+PAPERS_METHODS = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties")
+
+
+def headline(facts: Facts) -> list[dict[str, Any]]:
+    """Make the paper's main table at equal steps: experts and their merges by task, each mean over its partners."""
+    rows = []
+    for arm in facts.config.arms:
+        for method in PAPERS_METHODS:
+            found = merged_answers(facts, arm, method, "equal_steps")
+            if found is None:
+                continue
+            if not any(row["arm"] == arm for row in rows):
+                rows.append({"arm": arm, "method": "expert", **by_task(facts, found.alone), "drop": None})
+            seeds, _, items = found.alone.shape
+            drop = interval(partial(degradation, found), seeds, items)
+            rows.append({"arm": arm, "method": method, **by_task(facts, found.merged), "drop": drop})
+    return rows
+
+
+def by_task(facts: Facts, answers: np.ndarray) -> dict[str, Any]:
+    """Return the mean and its interval for each task, and over all, of [seeds, tasks, items]."""
+    tasks = {task: mean_interval(answers[:, at : at + 1]) for at, task in enumerate(facts.config.tasks)}
+    return {"tasks": tasks, "mean": mean_interval(answers)}
+
+
 def best_methods(facts: Facts) -> list[dict[str, Any]]:
     """Order the methods for each family of training, with the paired distance from the family's best.
 
@@ -365,6 +415,7 @@ def best_methods(facts: Facts) -> list[dict[str, Any]]:
                     "arms": arms,
                     "method": name,
                     "merged": float(merged[name].mean()),
+                    "accuracy": mean_interval(merged[name]),
                     "behind_best": mean_interval(merged[name] - merged[names[0]]),
                 }
             )
@@ -382,8 +433,18 @@ def conflict_table(facts: Facts) -> list[dict[str, Any]]:
             if pairs:
                 dilution = float(np.mean([group["dilution"] for group in groups if group]))
                 means = {name: float(np.mean([pair[name] for pair in pairs])) for name in names}
-                rows.append({"comparison": comparison, "arm": arm, **means, "dilution": dilution})
+                row = {"comparison": comparison, "arm": arm, **means, "dilution": dilution}
+                for part in ("pairs", "experts"):
+                    row |= report_means(groups, part, row)
+                rows.append(row)
     return rows
+
+
+def report_means(groups: list[Any], part: str, known: dict[str, Any]) -> dict[str, float]:
+    """Return the means of the statistics of rlmerge's report that are not known yet."""
+    found = [one for group in groups if group for one in group.get("report", {}).get(part, {}).values()]
+    names = [name for name in (found[0] if found else {}) if name not in known and all(name in one for one in found)]
+    return {name: float(np.mean([one[name] for one in found])) for name in names}
 
 
 # --- what predicts ----------------------------------------------------------------------------------------------------
@@ -406,12 +467,20 @@ def pair_losses(facts: Facts, method: str, comparison: str) -> list[dict[str, An
             if name.count("+") != 1 or name not in conflict["pairs"]:
                 continue
             drops = [1 - bits(scores[t]).mean() / max(bits(found["alone"][t]).mean(), 1e-9) for t in scores]
-            row = {"seed": seed, "arm": arm, "pair": name, "loss": float(np.mean(drops)), **conflict["pairs"][name]}
+            row = {"seed": seed, "arm": arm, "pair": name, "loss": float(np.mean(drops)), **pair_statistics(conflict, name)}
             if comparison == "equal_steps":
                 for what in ("forward_kl", "hidden"):
                     row[what] = float(np.mean([facts.curve[seed, arm, t][what] for t in scores]))
             rows.append(row)
     return rows
+
+
+def pair_statistics(conflict: dict[str, Any], name: str) -> dict[str, float]:
+    """Return all statistics of a pair: of the weights' products, and the means of its two experts'."""
+    report = conflict.get("report", {"experts": {}, "pairs": {}})
+    ones = [report["experts"].get(task, {}) for task in name.split("+")]
+    means = {key: float(np.mean([one[key] for one in ones])) for key in ones[0] if all(key in one for one in ones)}
+    return {**means, **report["pairs"].get(name, {}), **conflict["pairs"][name]}
 
 
 def predictors(facts: Facts, method: str, comparison: str) -> list[dict[str, Any]]:
@@ -661,6 +730,30 @@ def line_fall(facts: Facts, seed: int, arm: str, task: str, way: str, far: float
     return float(here - there)
 
 
+def barriers(facts: Facts) -> list[dict[str, Any]]:
+    """Describe the way between the two experts of the plane: the loss and the accuracy at its middle, less its ends' mean.
+
+    The middle of the way from expert to expert is the average of the two; the loss is that of right answers of both
+    tasks.
+    """
+    rows = []
+    for (seed, arm), found in facts.landscape.items():
+        first, second = found["axes"]
+        at = {(p["a"], p["b"]): p for p in found["plane"]}
+        needed = [(1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (0.0, 0.0)]
+        if not all(place in at and f"{first}_loss" in at[place] for place in needed):
+            continue
+
+        def mean(place: tuple[float, float], what: str, at: Any = at, both: Any = (first, second)) -> float:
+            return float(np.mean([at[place][task + what] for task in both]))
+
+        row = {"seed": seed, "arm": arm, "tasks": f"{first}+{second}", "base_loss": mean((0.0, 0.0), "_loss")}
+        for name, what in (("loss_barrier", "_loss"), ("accuracy_barrier", "")):
+            row[name] = mean((0.5, 0.5), what) - (mean((1.0, 0.0), what) + mean((0.0, 1.0), what)) / 2
+        rows.append(row)
+    return rows
+
+
 def fall(facts: Facts, arm: str, far: float, seed: int, task: str) -> float | None:
     """Return how much more is lost along another task's delta than along random directions."""
     other, noise = (line_fall(facts, seed, arm, task, way, far) for way in ("other", "random"))
@@ -671,6 +764,26 @@ def fall_between(facts: Facts, first: str, second: str, far: float, seed: int, t
     """Return how much more one arm loses than another along another task's delta."""
     a, b = (line_fall(facts, seed, arm, task, "other", far) for arm in (first, second))
     return a - b if a is not None and b is not None else None
+
+
+# --- precision --------------------------------------------------------------------------------------------------------
+
+
+def twins(facts: Facts) -> list[dict[str, Any]]:
+    """Compare arms that were trained in f32 with their twins in bf16: what they learned, how far and how many moved."""
+    rows = []
+    for arm in facts.config.arms:
+        twin = f"{arm}-bf16"
+        if not (facts.has(arm) and facts.has(twin)):
+            continue
+        row: dict[str, Any] = {"arm": arm, "twin": twin}
+        row["accuracy"] = mean_interval(arm_accuracy(facts, twin) - arm_accuracy(facts, arm))
+        for what in ("norm", "changed", "changed_bf16"):
+            for name in (arm, twin):
+                last = [facts.curve[s, name, t]["points"][-1][what] for s in facts.seeds for t in facts.config.tasks]
+                row[f"{what}_{'f32' if name == arm else 'bf16'}"] = float(np.mean(last))
+        rows.append(row)
+    return rows
 
 
 # --- everything -------------------------------------------------------------------------------------------------------
@@ -702,7 +815,10 @@ def analyse(facts: Facts) -> dict[str, Any]:
         "method_of_claims": method,
         "experts": experts,
         "merges": merges,
+        "headline": headline(facts),
         "best_methods": best_methods(facts),
+        "barriers": barriers(facts),
+        "twins": twins(facts),
         "conflict": conflict_table(facts),
         "headline_by_seed": {
             kind: difference_by_seed(facts, "sft", facts.config.reference, method, kind)

@@ -7,7 +7,8 @@ import html
 import math
 from typing import TYPE_CHECKING, Any
 
-from study.analysis import Facts, analyse
+from study.analysis import SPOKEN, Facts, analyse
+from study.answers import answers
 from study.arms import ARMS
 from study.figures import draw_all
 from study.records import read_json, read_lines, versions, write_json
@@ -31,6 +32,7 @@ CAPTIONS = {
     "predictors": "Which statistic orders the losses of merges.",
     "sweep": "Validation accuracy of merges over lambda.",
     "landscape": "Accuracy from each expert outwards.",
+    "loss": "Loss of right answers from each expert outwards: mean over tasks, thin lines single tasks.",
     "plane": "Accuracy on the plane of two deltas.",
     "precision": "Weights that a bf16 checkpoint would show as changed.",
 }
@@ -48,6 +50,7 @@ def write_page(config: StudyConfig, work: Path, folder: Path, units: list[Unit])
     results["study"] = config.model_dump(mode="json")
     results["versions"] = versions()
     results["units"] = state
+    results["answers"] = answers(results, config.reference)
     results["runs"] = {f"s{s}/{arm}/{task}": found["run"] for (s, arm, task), found in facts.expert.items()}
     results["matched"] = {f"s{seed}": found for seed, found in facts.match.items()}
     drawn = draw_all(facts, results, folder / "figures")
@@ -57,9 +60,29 @@ def write_page(config: StudyConfig, work: Path, folder: Path, units: list[Unit])
     write_csv(folder / "claims.csv", results["claims"])
     write_csv(folder / "conflict.csv", results["conflict"])
     write_csv(folder / "methods.csv", [flat(row) for row in results["best_methods"]])
+    write_csv(folder / "units.csv", unit_rows(units, Places(work)))
     blocks = compose(config, facts, results, drawn)
     (folder / "index.md").write_text(as_markdown(blocks))
     (folder / "index.html").write_text(as_html(config.name, blocks))
+
+
+def unit_rows(units: list[Unit], places: Places) -> list[dict[str, Any]]:
+    """List every unit that is done: its id, what it was made from, and its times."""
+    rows, keys = [], keys_of(units)
+    for unit in units:
+        if facts_lack(places, unit.name, keys[unit.name]) is not None:
+            made = read_json(places.facts(unit.name))
+            rows.append(
+                {
+                    "unit": unit.name,
+                    "id": keys[unit.name],
+                    "run": made["found"].get("run", ""),
+                    "made_from": " ".join(unit.needs),
+                    "seconds": made["seconds"],
+                    "processor_seconds": made["processor_seconds"],
+                }
+            )
+    return rows
 
 
 def few_seeds(count: int) -> str:
@@ -163,6 +186,8 @@ def compose(config: StudyConfig, facts: Facts, results: dict[str, Any], drawn: l
             f"test items together (1000 draws, paired between arms); {few_seeds(len(facts.seeds))}. "
             "Nothing here was seen in training: splits follow from a hash of each question.",
         ),
+        ("heading", "Answers"),
+        ("table", [["question", "answer"], *results["answers"]]),
         ("heading", "What was reproduced"),
         (
             "text",
@@ -172,30 +197,22 @@ def compose(config: StudyConfig, facts: Facts, results: dict[str, Any], drawn: l
             f"merges in claims are by {results['method_of_claims']}, its lambda chosen on validation. There are "
             f"{len(results['claims'])} claims, and at 95 % about one in twenty intervals that should hold 0 does not.",
         ),
-        (
-            "table",
-            [
-                ["claim", "number", "95 % interval", "unit", "verdict", "note", "figure"],
-                *(
-                    [
-                        claim["words"],
-                        f"{claim['value']:.3f}",
-                        f"[{claim['low']:.3f}, {claim['high']:.3f}]",
-                        claim["unit"],
-                        claim["verdict"],
-                        claim["note"],
-                        claim["figure"],
-                    ]
-                    for claim in results["claims"]
-                ),
-            ],
-        ),
     ]
+    for topic in dict.fromkeys(topic_of(claim) for claim in results["claims"]):
+        blocks += [("subheading", topic), ("table", claim_rows(results, topic))]
     blocks += [("heading", "Experts"), ("text", learned_words(results)), ("table", expert_rows(config, results))]
     figures = {name: ("figure", name) for name in drawn}
     for name in ("experts", "norms", "training"):
         blocks += [figures[name]] if name in figures else []
-    blocks.append(("heading", "Merges"))
+    blocks += [
+        ("heading", "Merges"),
+        (
+            "text",
+            "The paper's main table at equal steps: accuracy on test in percent, each task's mean over its pairs, and "
+            "half the width of the 95 % interval.",
+        ),
+        ("table", headline_rows(config, results)),
+    ]
     blocks += [("text", seed_words(facts, results)), ("text", reached_words(facts)), ("table", merge_rows(results))]
     for name in ("degradation", "methods", "pairs", "sweep"):
         blocks += [figures[name]] if name in figures else []
@@ -219,7 +236,12 @@ def compose(config: StudyConfig, facts: Facts, results: dict[str, Any], drawn: l
     for kind, rows in results["predictors"].items():
         if rows:
             table = [
-                [r["statistic"], str(r["pairs"]), f"{r['value']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"] for r in rows
+                [
+                    SPOKEN.get(r["statistic"], r["statistic"].replace("_", " ")),
+                    str(r["pairs"]),
+                    f"{r['value']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" if math.isfinite(r["value"]) else "always equal",
+                ]
+                for r in rows
             ]
             blocks.append(
                 ("table", [[f"statistic ({kind.replace('_', ' ')})", "pairs", "rank correlation with loss"], *table])
@@ -227,19 +249,28 @@ def compose(config: StudyConfig, facts: Facts, results: dict[str, Any], drawn: l
     for name in ("conflict", "predictors"):
         blocks += [figures[name]] if name in figures else []
     blocks.append(("heading", "Landscapes"))
-    for name in ("landscape", "plane"):
+    for name in ("landscape", "loss", "plane"):
         blocks += [figures[name]] if name in figures else []
+    if results["barriers"]:
+        blocks.append(("text", barrier_words(results)))
     sparse = results["bf16_sparsity_follows_norm"]
     blocks += [
         ("heading", "Precision"),
         (
             "text",
             "Rank correlation over all experts between the update norm and the share of weights that change in bf16: "
-            f"{sparse['value']:.2f} [{sparse['low']:.2f}, {sparse['high']:.2f}].",
+            f"{sparse['value']:.2f} [{sparse['low']:.2f}, {sparse['high']:.2f}]. {precision_words(results)}",
         ),
     ]
     blocks += [figures["precision"]] if "precision" in figures else []
     blocks += [
+        ("heading", "Runs"),
+        (
+            "text",
+            "Every number above comes from these experts. A run's id is the hash of its settings and of its base; the "
+            "unit that made a number (`merge/s0/sft/equal_steps/ties`, say), its id and its inputs are in units.csv.",
+        ),
+        ("table", run_rows(config, facts)),
         ("heading", "How it was run"),
         (
             "table",
@@ -271,6 +302,93 @@ def compose(config: StudyConfig, facts: Facts, results: dict[str, Any], drawn: l
     if failed:
         blocks.append(("table", [["unit", "why"], *failed]))
     return blocks
+
+
+TOPICS = {
+    "norm": "Update norms (cause 1: on-policy data make small updates)",
+    "degradation": "Merging",
+    "feast": "Cause 2: enough is as good as a feast",
+    "negatives": "Cause 3: positives and negatives together",
+    "subspace": "Cause 3: positives and negatives together",
+    "landscape": "Landscape",
+    "methods": "Methods",
+}
+
+
+def topic_of(claim: dict[str, Any]) -> str:
+    """Return the heading under which a claim stands."""
+    words: str = claim["name"].partition(":")[0]
+    kind = words.split()[0]
+    return TOPICS[kind] + words.removeprefix(kind)
+
+
+def claim_rows(results: dict[str, Any], topic: str) -> list[list[str]]:
+    """Make the table of the claims of one topic."""
+    table = [["claim", "number", "95 % interval", "unit", "verdict", "note", "figure"]]
+    for claim in results["claims"]:
+        if topic_of(claim) == topic:
+            number = [f"{claim['value']:.3f}", f"[{claim['low']:.3f}, {claim['high']:.3f}]"]
+            tail = [claim["unit"], claim["verdict"], claim["note"], claim["figure"]]
+            table.append([claim["words"], *number, *tail])
+    return table
+
+
+def headline_rows(config: StudyConfig, results: dict[str, Any]) -> list[list[str]]:
+    """Make the paper's main table."""
+    table = [["arm", "merged by", *config.tasks, "mean", "relative drop, %"]]
+    for row in results["headline"]:
+        cells = [short(row["tasks"][task]) for task in config.tasks]
+        drop = percent(row["drop"]) if row["drop"] else ""
+        table.append([row["arm"], row["method"], *cells, short(row["mean"]), drop])
+    return table
+
+
+def short(number: dict[str, float]) -> str:
+    """Write an accuracy in percent with half the width of its interval."""
+    return f"{100 * number['value']:.1f} ± {50 * (number['high'] - number['low']):.1f}"
+
+
+def run_rows(config: StudyConfig, facts: Facts) -> list[list[str]]:
+    """Make the table of run ids."""
+    table = [["arm", "seed", *config.tasks]]
+    for arm in config.arms:
+        for seed in facts.seeds:
+            runs = [facts.expert.get((seed, arm, task), {}).get("run", "") for task in config.tasks]
+            if any(runs):
+                table.append([arm, str(seed), *runs])
+    return table
+
+
+def barrier_words(results: dict[str, Any]) -> str:
+    """Say what lies between two experts."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in results["barriers"]:
+        found.setdefault(row["arm"], []).append(row)
+    if not found:
+        return ""
+    parts = []
+    for arm, rows in found.items():
+        losses = ", ".join(f"{row['loss_barrier']:+.3f}" for row in rows)
+        levels = ", ".join(f"{100 * row['accuracy_barrier']:+.1f}" for row in rows)
+        parts.append(f"{arm}: loss {losses}, accuracy {levels} points")
+    return (
+        f"Half-way between the experts of {results['barriers'][0]['tasks'].replace('+', ' and ')}, less the mean of the "
+        f"two ends, for each base (loss of right answers in nats a token; above 0 is a barrier): {'; '.join(parts)}. "
+        "One pair of tasks and no intervals: an illustration, not a test."
+    )
+
+
+def precision_words(results: dict[str, Any]) -> str:
+    """Compare training in bf16 with training in f32, where both were done."""
+    if not results["twins"]:
+        return "No arm of this study was trained in bf16; `tiny-cpu-full` does so."
+    return " ".join(
+        f"{row['twin']} against {row['arm']}: accuracy {percent(row['accuracy'])} points; norm {row['norm_bf16']:.3f} "
+        f"against {row['norm_f32']:.3f}; weights changed by more than 1e-5 {100 * row['changed_bf16']:.1f} % against "
+        f"{100 * row['changed_f32']:.1f} %, in bf16 {100 * row['changed_bf16_bf16']:.1f} % against "
+        f"{100 * row['changed_bf16_f32']:.1f} %."
+        for row in results["twins"]
+    )
 
 
 def learned_words(results: dict[str, Any]) -> str:
@@ -408,6 +526,8 @@ def as_markdown(blocks: list[Block]) -> str:
     for at, (kind, what) in enumerate(blocks):
         if kind == "heading":
             parts.append(f"{'#' if at == 0 else '##'} {what}")
+        elif kind == "subheading":
+            parts.append(f"### {what}")
         elif kind == "text":
             parts.append(what)
         elif kind == "figure":
@@ -426,6 +546,8 @@ def as_html(title: str, blocks: list[Block]) -> str:
         if kind == "heading":
             level = "h1" if at == 0 else "h2"
             parts.append(f"<{level}>{html.escape(what)}</{level}>")
+        elif kind == "subheading":
+            parts.append(f"<h3>{html.escape(what)}</h3>")
         elif kind == "text":
             parts.append(f"<p>{html.escape(what)}</p>")
         elif kind == "figure":

@@ -12,6 +12,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from study.analysis import Facts, analyse, verdict  # noqa: E402
+from study.answers import answers  # noqa: E402
 from study.configuration import StudyConfig, load_config  # noqa: E402
 from study.intervals import correlation_interval, interval, rank_correlation, widened  # noqa: E402
 from study.records import read_json, write_json  # noqa: E402
@@ -126,6 +127,32 @@ def test_statistics_by_hand(tmp_path):
     assert pair["sign_disagreement"] == 0.5
     assert pair["jaccard"] == 1
     assert found["dilution"] == pytest.approx(3 / 5)
+
+
+def test_statistics_are_those_of_the_conflict_report(tmp_path):
+    """Two programs, one in Rust and one in NumPy, count the same."""
+    import torch
+    from safetensors.torch import save_file
+    from study.statistics import of_group, reported
+
+    torch.manual_seed(0)
+    start = torch.randn(40, 30)
+    for name in ("base", "a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        delta = 0 if name == "base" else 1e-3 * torch.randn(40, 30) * (torch.rand(40, 30) < 0.7)
+        save_file({"model.layers.0.mlp.up_proj.weight": start + delta}, tmp_path / name / "model.safetensors")
+    experts = {name: tmp_path / name for name in "abc"}
+    ours, theirs = of_group(tmp_path / "base", experts), reported(tmp_path / "base", experts)
+    assert ours["pairs"].keys() == theirs["pairs"].keys()
+    names = {"normalized_conflict": "conflict_l2", "matched_conflict": "conflict_cosine"}
+    for pair, numbers in ours["pairs"].items():
+        for name in ("cosine", "conflict_norm", "sign_disagreement", "jaccard", *names):
+            assert numbers[name] == pytest.approx(theirs["pairs"][pair][names.get(name, name)], rel=1e-4), name
+    for expert, numbers in ours["experts"].items():
+        for name in ("norm", "relative_norm", "changed", "changed_bf16"):
+            assert numbers[name] == pytest.approx(theirs["experts"][expert][name], rel=1e-5), name
+    assert ours["dilution"] == pytest.approx(theirs["together"]["dilution"], rel=1e-5)
 
 
 # --- the scheduler ----------------------------------------------------------------------------------------------------
@@ -269,6 +296,11 @@ def test_either_sign_can_be_shown(tmp_path, sft, grpo, word, value):
         found = claim(results, f"degradation at equal {kind}: sft > grpo")
         assert (found["verdict"], found["value"]) == (word, pytest.approx(value))
         assert found["note"] == ""
+        told = dict(answers(results, "grpo"))[f"Does RL degrade less at equal {kind}?"]
+        assert f"{100 * found['value']:+.1f} points" in told
+        assert f": {word}" in told
+    assert "grpo 6 of 6 (+30 points)" in dict(answers(results, "grpo"))["Did the experts learn?"]
+    assert {row["method"] for row in results["headline"]} == {"expert", "task_arithmetic"}
     signs = [(gap["low"] > 0) - (gap["high"] < 0) for gap in results["headline_by_seed"]["equal_steps"]]
     assert signs == [(value > 0) - (value < 0)] * 3
 
@@ -286,6 +318,40 @@ def test_accuracy_that_was_not_reached_is_not_equal(tmp_path):
     found = claim(results, "degradation at equal accuracy: sft > grpo")
     assert (found["verdict"], found["note"]) == ("not comparable", "sft reached the accuracy in 0 of 6 cases")
     assert claim(results, "degradation at equal steps: sft > grpo")["verdict"] == "reproduced"
+
+
+def test_every_number_leads_to_a_run(tmp_path):
+    """A page names the experts' runs, and units.csv says what made each number, from what."""
+    from study.page import write_page
+
+    config = tiny_config()
+    units = plan_units(config)
+    keys = keys_of(units)
+    facts = {"key": keys["expert/s0/sft/rank"], "seconds": 1, "processor_seconds": 1, "found": {"run": "abc123"}}
+    write_json(Places(tmp_path).facts("expert/s0/sft/rank"), {**facts, "found": {"run": "abc123", "metrics": []}})
+    write_json(Places(tmp_path).facts("base/s0"), {**facts, "key": keys["base/s0"], "found": {}})
+    write_page(config, tmp_path, tmp_path / "page", units)
+    assert "| sft | 0 |  | abc123 |" in (tmp_path / "page" / "index.md").read_text()
+    rows = (tmp_path / "page" / "units.csv").read_text().splitlines()
+    assert rows[0] == "unit,id,run,made_from,seconds,processor_seconds"
+    assert f"expert/s0/sft/rank,{keys['expert/s0/sft/rank']},abc123,pretrain/s0,1,1" in rows
+
+
+def test_twins_in_bf16_are_compared(tmp_path):
+    """Twins are arms like others: their accuracy is paired with that of the arm in f32, their norms stand beside."""
+    from study.analysis import twins
+
+    config = tiny_config(arms=["sft", "grpo", "sft-bf16"])
+    write_json(Places(tmp_path).facts("base/s0"), {"key": "k", "seconds": 1, "found": {}})
+    for arm, level, norm in (("sft", "1111100000", 2.0), ("sft-bf16", "1111000000", 1.5)):
+        for task in config.tasks:
+            point = {"norm": norm, "changed": norm / 4, "changed_bf16": norm / 8}
+            found = {"points": [point], "test": level}
+            write_json(Places(tmp_path).facts(f"curve/s0/{arm}/{task}"), {"key": "k", "seconds": 1, "found": found})
+    (row,) = twins(Facts(config, Places(tmp_path)))
+    assert row["twin"] == "sft-bf16"
+    assert row["accuracy"]["value"] == pytest.approx(-0.1)
+    assert (row["norm_f32"], row["norm_bf16"], row["changed_bf16_bf16"]) == (2.0, 1.5, 1.5 / 8)
 
 
 def test_few_seeds_widen_intervals():
