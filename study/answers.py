@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from study.analysis import RL_METHODS, SPOKEN
+from study.analysis import SPOKEN
+from study.claims import RL_METHODS
 
 Claims = dict[str, dict[str, Any]]
 
@@ -31,6 +32,7 @@ def answers(results: dict[str, Any], reference: str) -> list[list[str]]:
         ["Which method is best for which family?", best(results)],
         ["Do the methods made for RL help?", rl_methods(results, claims, reference)],
         ["Which statistic would have told beforehand?", predictor(results)],
+        ["Does the advice of the conflict report hold?", advice(claims)],
     ]
     return [row for row in found if row[1]]
 
@@ -156,3 +158,11 @@ def predictor(results: dict[str, Any]) -> str:
         words = f"; the strongest: {named}" if sure else ""
         parts.append(f"at {kind.replace('_', ' ')}, {len(sure)} of {len(rows)} have an interval without 0{words}")
     return f"By rank correlation with the loss of a pair: {joined(parts)}." if parts else ""
+
+
+def advice(claims: Claims) -> str:
+    """Say where the method that the report advises is better."""
+    told = joined(
+        [judged(claims, name, f"{claim['words']}:") for name, claim in claims.items() if name[:7] == "advice:"]
+    )
+    return f"Accuracy of merged pairs. {told[0].upper()}{told[1:]}." if told else ""

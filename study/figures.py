@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from study.analysis import SPOKEN, Facts, bits, pair_losses, pair_matrix
+from study.analysis import SPOKEN, pair_losses, pair_matrix
+from study.facts import Facts, bits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,6 +30,7 @@ def draw_all(facts: Facts, results: dict[str, Any], folder: Path) -> list[str]:
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
+    from PIL import Image
 
     plt.rcParams.update(
         {
@@ -63,6 +65,9 @@ def draw_all(facts: Facts, results: dict[str, Any], folder: Path) -> list[str]:
             continue
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
         figure.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None})
+        with Image.open(folder / f"{name}.png") as picture:  # a third of the size, and it looks the same
+            few = picture.convert("RGB").quantize(128)
+        few.save(folder / f"{name}.png", optimize=True)
         plt.close(figure)
         drawn.append(name)
     return drawn
@@ -320,7 +325,7 @@ def predictors(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
     seen = list(dict.fromkeys(row["arm"] for row in pair_losses(facts, results["method_of_claims"], "equal_steps")))
     for arm in seen:
         axes[1].plot([], [], ls="", label=arm, **style_of(facts, arm))
-    axes[1].legend(fontsize=7, ncols=2)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(seen), 8))
     return figure
 
 
@@ -340,7 +345,9 @@ def sweep(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
         return None
     wide = min(5, len(names))
     tall = -(-len(names) // wide)
-    figure, axes = plt.subplots(tall, wide, figsize=(2.1 * wide, 1.6 * tall + 0.8), sharey=True, sharex=True, squeeze=False)
+    figure, axes = plt.subplots(
+        tall, wide, figsize=(2.1 * wide, 1.6 * tall + 0.8), sharey=True, sharex=True, squeeze=False
+    )
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
     for axis, name in zip(axes.flat, names, strict=False):
@@ -414,7 +421,10 @@ def loss(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
     arms = [
         arm
         for arm in facts.config.arms
-        if any(kind == arm and all("loss" in line for line in f["lines"].values()) for (_, kind), f in facts.landscape.items())
+        if any(
+            kind == arm and all("loss" in line for line in f["lines"].values())
+            for (_, kind), f in facts.landscape.items()
+        )
     ]
     if not arms:
         return None
@@ -437,7 +447,7 @@ def loss(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
         axis.plot(far, other.mean(0), lw=1.6, label="another task's delta", **look)
         axis.set_title(arm)
         axis.set_xlabel("distance / norm of the other delta")
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, loc="upper left")
     axes[0, 0].set_ylabel("loss of right answers, nats a token")
     return figure
 
@@ -485,5 +495,5 @@ def precision(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
             )
     axis.set_xlabel("update norm (L2)")
     axis.set_ylabel("share of weights changed in bf16")
-    axis.legend(fontsize=7)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
     return figure

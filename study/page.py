@@ -7,13 +7,29 @@ import html
 import math
 from typing import TYPE_CHECKING, Any
 
-from study.analysis import SPOKEN, Facts, analyse
+from study.analysis import SPOKEN
 from study.answers import answers
 from study.arms import ARMS
+from study.facts import Facts
 from study.figures import draw_all
 from study.records import read_json, read_lines, versions, write_json
+from study.results import analyse
 from study.schedule import facts_lack, is_extra, keys_of
 from study.stages import Places
+from study.tables import (
+    claim_rows,
+    conflict_rows,
+    expert_rows,
+    flat,
+    headline_rows,
+    merge_rows,
+    method_rows,
+    percent,
+    recipes,
+    run_rows,
+    topic_of,
+    unit_rows,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,28 +77,10 @@ def write_page(config: StudyConfig, work: Path, folder: Path, units: list[Unit])
     write_csv(folder / "conflict.csv", results["conflict"])
     write_csv(folder / "methods.csv", [flat(row) for row in results["best_methods"]])
     write_csv(folder / "units.csv", unit_rows(units, Places(work)))
+    write_json(folder / "recipes.json", recipes(config, facts))
     blocks = compose(config, facts, results, drawn)
     (folder / "index.md").write_text(as_markdown(blocks))
     (folder / "index.html").write_text(as_html(config.name, blocks))
-
-
-def unit_rows(units: list[Unit], places: Places) -> list[dict[str, Any]]:
-    """List every unit that is done: its id, what it was made from, and its times."""
-    rows, keys = [], keys_of(units)
-    for unit in units:
-        if facts_lack(places, unit.name, keys[unit.name]) is not None:
-            made = read_json(places.facts(unit.name))
-            rows.append(
-                {
-                    "unit": unit.name,
-                    "id": keys[unit.name],
-                    "run": made["found"].get("run", ""),
-                    "made_from": " ".join(unit.needs),
-                    "seconds": made["seconds"],
-                    "processor_seconds": made["processor_seconds"],
-                }
-            )
-    return rows
 
 
 def few_seeds(count: int) -> str:
@@ -140,17 +138,6 @@ def strict(data: Any) -> Any:
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
-def flat(row: dict[str, Any]) -> dict[str, Any]:
-    """Spread the intervals of a row over columns."""
-    found: dict[str, Any] = {}
-    for name, value in row.items():
-        if isinstance(value, dict):
-            found |= {f"{name}_{part}": inner for part, inner in value.items()}
-        elif not isinstance(value, list):
-            found[name] = value
-    return found
-
-
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write a table; an empty one leaves an empty file."""
     with path.open("w", newline="") as file:
@@ -163,13 +150,6 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 # --- contents ---------------------------------------------------------------------------------------------------------
 
 Block = tuple[str, Any]  # heading, text, table or figure
-
-
-def percent(number: dict[str, float]) -> str:
-    """Write an interval in percent."""
-    if not math.isfinite(number["value"]):
-        return "–"
-    return f"{100 * number['value']:.1f} [{100 * number['low']:.1f}, {100 * number['high']:.1f}]"
 
 
 def compose(config: StudyConfig, facts: Facts, results: dict[str, Any], drawn: list[str]) -> list[Block]:
@@ -193,7 +173,7 @@ def compose(config: StudyConfig, facts: Facts, results: dict[str, Any], drawn: l
             "text",
             "Each claim is a number that is positive where the claim holds. Reproduced: its interval is above 0. "
             "Opposite: below. Not reproduced: it holds 0 and nothing larger than the margin (0.02 for accuracies). "
-            "Undecided: it holds 0 and more. Not comparable: the note says why. The rule is in study/analysis.py; "
+            "Undecided: it holds 0 and more. Not comparable: the note says why. The rule is in study/claims.py; "
             f"merges in claims are by {results['method_of_claims']}, its lambda chosen on validation. There are "
             f"{len(results['claims'])} claims, and at 95 % about one in twenty intervals that should hold 0 does not.",
         ),
@@ -239,7 +219,9 @@ def compose(config: StudyConfig, facts: Facts, results: dict[str, Any], drawn: l
                 [
                     SPOKEN.get(r["statistic"], r["statistic"].replace("_", " ")),
                     str(r["pairs"]),
-                    f"{r['value']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" if math.isfinite(r["value"]) else "always equal",
+                    f"{r['value']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
+                    if math.isfinite(r["value"])
+                    else "always equal",
                 ]
                 for r in rows
             ]
@@ -304,61 +286,6 @@ def compose(config: StudyConfig, facts: Facts, results: dict[str, Any], drawn: l
     return blocks
 
 
-TOPICS = {
-    "norm": "Update norms (cause 1: on-policy data make small updates)",
-    "degradation": "Merging",
-    "feast": "Cause 2: enough is as good as a feast",
-    "negatives": "Cause 3: positives and negatives together",
-    "subspace": "Cause 3: positives and negatives together",
-    "landscape": "Landscape",
-    "methods": "Methods",
-}
-
-
-def topic_of(claim: dict[str, Any]) -> str:
-    """Return the heading under which a claim stands."""
-    words: str = claim["name"].partition(":")[0]
-    kind = words.split()[0]
-    return TOPICS[kind] + words.removeprefix(kind)
-
-
-def claim_rows(results: dict[str, Any], topic: str) -> list[list[str]]:
-    """Make the table of the claims of one topic."""
-    table = [["claim", "number", "95 % interval", "unit", "verdict", "note", "figure"]]
-    for claim in results["claims"]:
-        if topic_of(claim) == topic:
-            number = [f"{claim['value']:.3f}", f"[{claim['low']:.3f}, {claim['high']:.3f}]"]
-            tail = [claim["unit"], claim["verdict"], claim["note"], claim["figure"]]
-            table.append([claim["words"], *number, *tail])
-    return table
-
-
-def headline_rows(config: StudyConfig, results: dict[str, Any]) -> list[list[str]]:
-    """Make the paper's main table."""
-    table = [["arm", "merged by", *config.tasks, "mean", "relative drop, %"]]
-    for row in results["headline"]:
-        cells = [short(row["tasks"][task]) for task in config.tasks]
-        drop = percent(row["drop"]) if row["drop"] else ""
-        table.append([row["arm"], row["method"], *cells, short(row["mean"]), drop])
-    return table
-
-
-def short(number: dict[str, float]) -> str:
-    """Write an accuracy in percent with half the width of its interval."""
-    return f"{100 * number['value']:.1f} ± {50 * (number['high'] - number['low']):.1f}"
-
-
-def run_rows(config: StudyConfig, facts: Facts) -> list[list[str]]:
-    """Make the table of run ids."""
-    table = [["arm", "seed", *config.tasks]]
-    for arm in config.arms:
-        for seed in facts.seeds:
-            runs = [facts.expert.get((seed, arm, task), {}).get("run", "") for task in config.tasks]
-            if any(runs):
-                table.append([arm, str(seed), *runs])
-    return table
-
-
 def barrier_words(results: dict[str, Any]) -> str:
     """Say what lies between two experts."""
     found: dict[str, list[dict[str, Any]]] = {}
@@ -372,8 +299,9 @@ def barrier_words(results: dict[str, Any]) -> str:
         levels = ", ".join(f"{100 * row['accuracy_barrier']:+.1f}" for row in rows)
         parts.append(f"{arm}: loss {losses}, accuracy {levels} points")
     return (
-        f"Half-way between the experts of {results['barriers'][0]['tasks'].replace('+', ' and ')}, less the mean of the "
-        f"two ends, for each base (loss of right answers in nats a token; above 0 is a barrier): {'; '.join(parts)}. "
+        f"Half-way between the experts of {results['barriers'][0]['tasks'].replace('+', ' and ')}, less the mean of "
+        "the two ends, for each base (loss of right answers in nats a token; above 0 is a barrier): "
+        f"{'; '.join(parts)}. "
         "One pair of tasks and no intervals: an illustration, not a test."
     )
 
@@ -431,90 +359,6 @@ def reached_words(facts: Facts) -> str:
         "For equal accuracy, each arm's first checkpoint counts that reaches the accuracy aimed at for its task; where "
         f"none does, its best. Reached: {told}."
     )
-
-
-def method_rows(results: dict[str, Any]) -> list[list[str]]:
-    """Make the table of methods by family."""
-    table = [["family", "arms", "method", "mean accuracy", "less than the best, points"]]
-    for row in results["best_methods"]:
-        behind = percent(row["behind_best"]) if row["behind_best"]["value"] else "best"
-        table.append([row["family"], ", ".join(row["arms"]), row["method"], f"{row['merged']:.3f}", behind])
-    return table
-
-
-def conflict_rows(results: dict[str, Any]) -> list[list[str]]:
-    """Make the table of conflict by arm."""
-    names = {
-        "cosine": "cosine",
-        "sign_disagreement": "sign disagreement",
-        "normalized_conflict": "normalised conflict",
-        "conflict_norm": "conflict norm",
-        "matched_conflict": "conflict norm of unit deltas",
-        "dilution": "dilution",
-    }
-    table = [["comparison", "arm", *names.values()]]
-    for row in results["conflict"]:
-        small = ("conflict_norm", "matched_conflict")
-        numbers = [f"{row[name]:.2e}" if name in small else f"{row[name]:.3f}" for name in names]
-        table.append([row["comparison"].replace("_", " "), row["arm"], *numbers])
-    return table
-
-
-def expert_rows(config: StudyConfig, results: dict[str, Any]) -> list[list[str]]:
-    """Make the table of experts: arms by tasks, means over seeds."""
-    table = [["arm", *config.tasks, "mean gain", "norm", "forward KL", "greedy", "out of domain"]]
-    for arm in config.arms:
-        rows = [row for row in results["experts"] if row["arm"] == arm]
-        if not rows:
-            continue
-
-        def mean(name: str, rows: list[dict[str, Any]] = rows) -> float:
-            return float(sum(row[name] for row in rows) / len(rows))
-
-        cells = []
-        for task in config.tasks:
-            mine = [row for row in rows if row["task"] == task]
-            if mine:
-                level = sum(r["accuracy"] for r in mine) / len(mine)
-                error = sum(r["standard_error"] ** 2 for r in mine) ** 0.5 / len(mine)
-                cells.append(f"{level:.3f} ± {error:.3f}")
-            else:
-                cells.append("")
-        tail = [f"{mean('gain'):+.3f}", f"{mean('norm'):.2f}", f"{mean('forward_kl'):.3f}"]
-        table.append([arm, *cells, *tail, f"{mean('greedy'):.3f}", f"{mean('out'):.3f}"])
-    return table
-
-
-def merge_rows(results: dict[str, Any]) -> list[list[str]]:
-    """Make the table of merges."""
-    head = [
-        "comparison",
-        "arm",
-        "method",
-        "unmerged",
-        "merged pairs",
-        "over base",
-        "all tasks",
-        "drop, %",
-        "gain kept, %",
-    ]
-    table = [head]
-    for row in results["merges"]:
-        everything = f"{row['all_together']:.3f}" if row["all_together"] is not None else ""
-        table.append(
-            [
-                row["comparison"].replace("_", " "),
-                row["arm"],
-                row["method"],
-                f"{row['alone']:.3f}",
-                f"{row['merged']:.3f}",
-                f"{row['gain_over_base']:+.3f}",
-                everything,
-                percent(row["degradation"]),
-                percent(row["retention"]),
-            ]
-        )
-    return table
 
 
 # --- forms ------------------------------------------------------------------------------------------------------------

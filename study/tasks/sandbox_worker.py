@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 AT_ONCE = 8  # children
-# How much longer than its processor time an answer may take by the clock: on a busy machine a right answer waits for its
-# turn, and must not be called wrong for that.
+# How much longer than its processor time an answer may take by the clock: on a busy machine a right answer waits for
+# its turn, and must not be called wrong for that.
 PATIENCE = 10
 MOST_BYTES = 1 << 16  # of a child's outputs
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2

@@ -11,11 +11,20 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from study.analysis import Facts, analyse, verdict  # noqa: E402
 from study.answers import answers  # noqa: E402
+from study.claims import verdict  # noqa: E402
 from study.configuration import StudyConfig, load_config  # noqa: E402
-from study.intervals import correlation_interval, interval, rank_correlation, widened  # noqa: E402
+from study.facts import Facts  # noqa: E402
+from study.intervals import (  # noqa: E402
+    correlation_interval,
+    interval,
+    interval_of,
+    rank_correlation,
+    resampled_means,
+    widened,
+)
 from study.records import read_json, write_json  # noqa: E402
+from study.results import analyse  # noqa: E402
 from study.schedule import is_extra, keys_of, only_run, plan_units, run_all  # noqa: E402
 from study.settings import SettingsError  # noqa: E402
 from study.stages import Places  # noqa: E402
@@ -97,6 +106,13 @@ def test_rank_correlation():
     value, low, high = correlation_interval(list(range(20)), list(range(20)), [n // 4 for n in range(20)])
     assert value == pytest.approx(1)
     assert low == pytest.approx(high) == pytest.approx(1)
+
+
+def test_means_by_matrices_are_the_means():
+    """The fast way gives the interval of the plain way."""
+    values = np.random.default_rng(1).random((3, 4, 50))
+    plain = interval(lambda s, i: float(values[s][:, :, i].mean()), 3, 50)
+    assert interval_of(resampled_means(values).mean(1), 3) == pytest.approx(plain)
 
 
 def test_intervals_cover_the_truth():

@@ -54,7 +54,9 @@ def test_time_ends(sandbox):
 
 def test_an_answer_that_waits_for_its_turn_is_not_wrong(sandbox):
     """Eight answers of 0.4 s each take longer than the limit of 1 s together, on few cores, and each is within it."""
-    body = "import time\n    end = time.process_time() + 0.4\n    while time.process_time() < end: pass\n    return x + {}"
+    body = (
+        "import time\n    end = time.process_time() + 0.4\n    while time.process_time() < end: pass\n    return x + {}"
+    )
     calls = [Call(f"def answer(x):\n    {body.format(n)}", (1,)) for n in range(8)]
     assert sandbox.run(calls) == [[1 + n] for n in range(8)]
 
