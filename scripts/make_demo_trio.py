@@ -5,8 +5,8 @@
 # ///
 """Unpack models to try rlmerge on: a base, and experts that SFT and RL made of it for three tasks.
 
-They come from the study's tiny-cpu run (study/trio/README.md): Llamas of 0.8 M parameters over characters, 3 MB each, that
-add, write expressions, and put words under constraints. `study/evaluate.py` scores them and their merges.
+They come from the study's tiny-cpu run (study/trio/README.md): Llamas of 0.8 M parameters over characters, 3 MB each,
+that add, write expressions, and put words under constraints. `study/evaluate.py` scores them and their merges.
 """
 
 from __future__ import annotations

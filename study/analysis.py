@@ -263,7 +263,7 @@ PAPERS_METHODS = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties
 
 def headline(facts: Facts) -> list[dict[str, Any]]:
     """Make the paper's main table at equal steps: experts and their merges by task, each mean over its partners."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for arm in facts.config.arms:
         for method in PAPERS_METHODS:
             found = merged_answers(facts, arm, method, "equal_steps")

@@ -18,6 +18,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -40,7 +41,7 @@ def pack(folder: Path, base: Path, experts: dict[str, Path]) -> dict[str, float]
     names = sorted(start)
     shapes = {name: list(start[name].shape) for name in names}
     high, low = to_bf16(flat(start, names))
-    arrays = {"base.high": high, "base.low": low}
+    arrays: dict[str, Any] = {"base.high": high, "base.low": low}
     lost = {}
     for expert, source in experts.items():
         theirs = load_file(source / "model.safetensors")
@@ -119,7 +120,8 @@ def to_bf16(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def from_bf16(high: np.ndarray, low: np.ndarray) -> np.ndarray:
     """Undo `to_bf16`, as f32."""
-    return (((high.astype(np.uint32) << 8) | low) << 16).view(np.float32)
+    found: np.ndarray = (((high.astype(np.uint32) << 8) | low) << 16).view(np.float32)
+    return found
 
 
 def quantize(delta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

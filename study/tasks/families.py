@@ -6,7 +6,7 @@ import hashlib
 import random
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 FORMS = ("compact", "english")
 SPLITS = ("train", "validation", "test")
@@ -103,7 +103,8 @@ class Task:
         domain
             ``in``, or ``out`` for questions of a kind that experts are not trained on.
         """
-        return list(drawn(type(self), self.form, self.level, split, count, seed, domain))
+        family: Any = type(self)
+        return list(drawn(family, self.form, self.level, split, count, seed, domain))
 
     def draw_all(self, split: str, count: int, seed: int, domain: str) -> list[Item]:
         """Draw the questions that `items` promises."""
