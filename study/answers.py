@@ -165,4 +165,4 @@ def advice(claims: Claims) -> str:
     told = joined(
         [judged(claims, name, f"{claim['words']}:") for name, claim in claims.items() if name[:7] == "advice:"]
     )
-    return f"Accuracy of merged pairs. {told[0].upper()}{told[1:]}." if told else ""
+    return f"By the accuracy of merged pairs: {told}." if told else ""

@@ -192,12 +192,13 @@ def methods(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
         arms = next(row["arms"] for row in rows if row["family"] == family)
         look = style_of(facts, arms[0])
         label = ", ".join(arms)
+        axis.plot([], [], ls="", label=label, **look)
         for place, name in enumerate(names):
             row = found.get((family, name))
             if row is not None:
                 y = place + 0.16 * (at - (len(families) - 1) / 2)
                 axis.plot([row["accuracy"]["low"], row["accuracy"]["high"]], [y, y], color=look["color"], lw=1.2)
-                axis.plot(row["merged"], y, ls="", **look, label=label if place == 0 else None)
+                axis.plot(row["merged"], y, ls="", **look)
         ends = [r for r in results["merges"] if r["arm"] in arms and r["comparison"] == "equal_steps"]
         alone = np.mean([r["alone"] for r in ends])
         axis.axvline(alone, color=look["color"], lw=1, ls="--", label=f"{label}, not merged")
