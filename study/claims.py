@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 # Differences smaller than this do not matter, whatever their sign: an interval inside is "not reproduced".
 MARGIN = 0.02
 
+# Fewer seeds and tasks than this together make no interval.
+FEWEST_CELLS = 3
+
 # Methods that were made for experts trained by RL.
 RL_METHODS = ("ram", "ram_plus", "ramplus_tl", "resmerge", "iso_merger")
 
@@ -64,7 +67,7 @@ def over_cells(facts: Facts, measure: Callable[[int, str], float | None]) -> dic
     """Average a number of each seed and task; the interval resamples seeds and tasks, both of which are few."""
     cells = [[measure(s, t) for t in facts.config.tasks] for s in facts.seeds]
     values = np.array([[np.nan if v is None else v for v in row] for row in cells], dtype=float)
-    if not np.isfinite(values).any():
+    if np.isfinite(values).sum() < FEWEST_CELLS:
         return {"value": float("nan"), "low": float("nan"), "high": float("nan")}
     draws = [np.nanmean(values[s][:, t]) for s, t in resample(*values.shape) if np.isfinite(values[s][:, t]).any()]
     whole = float(np.nanmean(values))

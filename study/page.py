@@ -184,15 +184,13 @@ def compose(config: StudyConfig, facts: Facts, results: dict[str, Any], drawn: l
     figures = {name: ("figure", name) for name in drawn}
     for name in ("experts", "norms", "training"):
         blocks += [figures[name]] if name in figures else []
-    blocks += [
-        ("heading", "Merges"),
-        (
-            "text",
+    blocks.append(("heading", "Merges"))
+    if results["headline"]:
+        words = (
             "The paper's main table at equal steps: accuracy on test in percent, each task's mean over its pairs, and "
-            "half the width of the 95 % interval.",
-        ),
-        ("table", headline_rows(config, results)),
-    ]
+            "half the width of the 95 % interval."
+        )
+        blocks += [("text", words), ("table", headline_rows(config, results))]
     blocks += [("text", seed_words(facts, results)), ("text", reached_words(facts)), ("table", merge_rows(results))]
     for name in ("degradation", "methods", "pairs", "sweep"):
         blocks += [figures[name]] if name in figures else []

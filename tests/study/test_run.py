@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from study.answers import answers  # noqa: E402
-from study.claims import verdict  # noqa: E402
+from study.claims import over_cells, verdict  # noqa: E402
 from study.configuration import StudyConfig, load_config  # noqa: E402
 from study.facts import Facts  # noqa: E402
 from study.intervals import (  # noqa: E402
@@ -368,6 +369,14 @@ def test_twins_in_bf16_are_compared(tmp_path):
     assert row["twin"] == "sft-bf16"
     assert row["accuracy"]["value"] == pytest.approx(-0.1)
     assert (row["norm_f32"], row["norm_bf16"], row["changed_bf16_bf16"]) == (2.0, 1.5, 1.5 / 8)
+
+
+def test_one_expert_makes_no_claim():
+    """An interval over one seed and task has no width, and would decide anything."""
+    facts = SimpleNamespace(seeds=[0], config=SimpleNamespace(tasks=["math", "code", "rank"]))
+    assert not np.isfinite(over_cells(facts, lambda s, t: 1.0 if t == "math" else None)["value"])
+    found = over_cells(facts, lambda s, t: {"math": 1.0, "code": 2.0, "rank": 3.0}[t])
+    assert found["low"] < found["value"] == 2.0 < found["high"]
 
 
 def test_few_seeds_widen_intervals():
