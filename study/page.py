@@ -95,7 +95,9 @@ def state_of(config: StudyConfig, units: list[Unit], places: Places) -> dict[str
     seconds: dict[str, dict[str, float]] = {"wall": {}, "processor": {}}
     missing: dict[str, str] = {}
     broken: set[str] = set()
-    begun: set[int] = set()  # seeds with units still to come that all arms have: the others are left out by method
+    begun: set[int] = (
+        set()
+    )  # seeds with units still to come that claims need: without others, only methods are left out
     done = 0
     keys = keys_of(units)
     for unit in units:

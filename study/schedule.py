@@ -45,8 +45,8 @@ class Unit:
 def plan_units(config: StudyConfig) -> list[Unit]:
     """List all units of a study, in the order in which they are best begun.
 
-    First what all arms have, one seed after the other; then the methods that are tried on a few arms only, one method
-    after the other. So a run that is stopped early leaves a page with almost all claims, on fewer seeds or methods.
+    First what the claims need, one seed after the other; then the other methods, one after the other. So a run that is
+    stopped early leaves a page with almost all claims, on fewer seeds or methods.
 
     Raises
     ------
@@ -64,12 +64,19 @@ def plan_units(config: StudyConfig) -> list[Unit]:
         for arm in config.arms:
             for unit in merge_units(config, seed, arm):
                 (later if is_extra(config, unit) else units).append(unit)
-    return units + sorted(later, key=lambda unit: unit.arguments["method"])
+    matched = config.merging.matched_methods
+    return units + sorted(later, key=lambda unit: (unit.arguments["method"] not in matched, unit.arguments["method"]))
 
 
 def is_extra(config: StudyConfig, unit: Unit) -> bool:
-    """Say whether a unit is a merge by a method that only a few arms are merged by."""
-    return unit.stage == "merge" and unit.arguments["method"] not in config.merging.matched_methods
+    """Say whether a unit is a merge that is not among what most claims need.
+
+    They need task arithmetic on all arms, and the other matched methods on SFT and the reference.
+    """
+    if unit.stage != "merge" or unit.arguments["method"] == "task_arithmetic":
+        return False
+    told = unit.arguments["method"], unit.arguments["arm"]
+    return told[0] not in config.merging.matched_methods or told[1] not in ("sft", config.reference)
 
 
 def asked(config: StudyConfig) -> list[Any]:
