@@ -54,17 +54,18 @@ $(VENV)/.wheel: $(VENV)/.installed $(RUST_SOURCES) $(PYTHON_SOURCES) pyproject.t
 # --- trying it out ----------------------------------------------------------------------------------------------------
 
 .PHONY: demo
-demo: setup ## Make a small trio of models and merge it with TIES
+demo: setup ## Unpack a base and six small experts, and merge two with TIES
 	@$(BIN)/python scripts/make_demo_trio.py demo >/dev/null
-	$(BIN)/rlmerge merge demo/expert-math demo/expert-code --base demo/base --method ties -o demo/merged --force
+	$(BIN)/rlmerge merge demo/rl-math demo/rl-code --base demo/base --method ties -o demo/merged --force
 	@printf '%s\n' '' \
 		'The merged model is in demo/merged, a complete Hugging Face folder; demo/merged/rlmerge.json says how it was made.' \
 		'' \
 		'Try next:' \
 		'  source $(BIN)/activate' \
 		'  rlmerge inspect demo/merged' \
+		'  rlmerge conflict-report demo/rl-math demo/rl-code demo/rl-instruct --base demo/base' \
 		'  rlmerge methods' \
-		'  rlmerge merge demo/expert-math demo/expert-code --base demo/base --method dare_ties --density 0.3 --dry-run' \
+		'  rlmerge merge demo/rl-math demo/rl-code --base demo/base --method dare_ties --density 0.3 --dry-run' \
 		'  make smollm2                            a real model of 135 M parameters, and two experts of it'
 
 .PHONY: smollm2

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from study.analysis import Facts, bits, pair_losses, pair_matrix
+from study.analysis import SPOKEN, pair_losses, pair_matrix
+from study.facts import Facts, bits
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 # Okabe and Ito's colours, which people with any kind of colour vision tell apart.
@@ -28,6 +30,7 @@ def draw_all(facts: Facts, results: dict[str, Any], folder: Path) -> list[str]:
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
+    from PIL import Image
 
     plt.rcParams.update(
         {
@@ -35,6 +38,7 @@ def draw_all(facts: Facts, results: dict[str, Any], folder: Path) -> list[str]:
             "axes.spines.top": False,
             "axes.spines.right": False,
             "svg.hashsalt": "rlmerge",
+            "svg.fonttype": "none",  # text stays text: half the size, and it can be searched
             "legend.frameon": False,
             "figure.constrained_layout.use": True,
         }
@@ -52,6 +56,7 @@ def draw_all(facts: Facts, results: dict[str, Any], folder: Path) -> list[str]:
         ("predictors", predictors),
         ("sweep", sweep),
         ("landscape", landscape),
+        ("loss", loss),
         ("plane", plane),
         ("precision", precision),
     ):
@@ -60,6 +65,9 @@ def draw_all(facts: Facts, results: dict[str, Any], folder: Path) -> list[str]:
             continue
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
         figure.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None})
+        with Image.open(folder / f"{name}.png") as picture:  # a third of the size, and it looks the same
+            few = picture.convert("RGB").quantize(128)
+        few.save(folder / f"{name}.png", optimize=True)
         plt.close(figure)
         drawn.append(name)
     return drawn
@@ -115,8 +123,10 @@ def training(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
         ("grad_norm", "gradient norm"),
         ("update_norm", "applied update norm"),
         ("task_vector_norm", "task-vector norm"),
+        ("conflict_norm", "conflict norm (mean of pairs)"),
+        ("entropy", "entropy of tokens, nats"),
     )
-    figure, axes = plt.subplots(2, 3, figsize=(9.5, 5.2), sharex=True)
+    figure, axes = plt.subplots(2, 4, figsize=(11.5, 5.2), sharex=True)
     for axis, (name, title) in zip(axes.flat, panels, strict=True):
         for arm in facts.config.arms:
             found: dict[int, list[float]] = {}
@@ -124,6 +134,9 @@ def training(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
                 for line in run["metrics"] if kind == arm else []:
                     if name in line:
                         found.setdefault(line["step"], []).append(line[name])
+            for (_, kind), measured in facts.conflict.items():
+                for row in measured["growth"] if kind == arm and name == "conflict_norm" else []:
+                    found.setdefault(row["step"], []).append(row[name])
             if found:
                 look = style_of(facts, arm)
                 steps = sorted(found)
@@ -131,8 +144,8 @@ def training(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
         axis.set_title(title)
     for axis in axes[1]:
         axis.set_xlabel("step")
-    handles, labels = axes[1, 2].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))
+    handles, labels = axes[1, 1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8))
     return figure
 
 
@@ -163,26 +176,53 @@ def degradations(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
 
 
 def methods(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
-    """Merged accuracy at equal steps: methods by arms, the best for the arms with most methods above."""
-    rows = [row for row in results["merges"] if row["comparison"] == "equal_steps"]
+    """Merged accuracy at equal steps by method, for the arms on which all methods were tried."""
+    rows = results["best_methods"]
     if not rows:
         return None
-    arms = [arm for arm in facts.config.arms if any(row["arm"] == arm for row in rows)]
-    found = {(row["method"], row["arm"]): row["merged"] for row in rows}
-    most = [arm for arm in arms if sum(a == arm for _, a in found) == max(sum(a == b for _, a in found) for b in arms)]
-    names = sorted({method for method, _ in found}, key=lambda m: -np.mean([found.get((m, arm), 0) for arm in most]))
-    table = np.array([[found.get((name, arm), np.nan) for arm in arms] for name in names])
-    alone = [[next(row["alone"] for row in rows if row["arm"] == arm) for arm in arms]]
-    figure, axis = plt.subplots(figsize=(0.85 * len(arms) + 2.0, 0.27 * len(names) + 1.9))
-    whole = np.concatenate([alone, table])
-    return heat(figure, axis, whole, ["unmerged", *names], arms, "viridis", "mean accuracy of pairs")
+    families = list(dict.fromkeys(row["family"] for row in rows))
+    found = {(row["family"], row["method"]): row for row in rows}
+    mean = {
+        name: np.mean([found[family, name]["merged"] for family in families if (family, name) in found])
+        for _, name in found
+    }
+    names = sorted(mean, key=mean.__getitem__)
+    figure, axis = plt.subplots(figsize=(7.0, 0.24 * len(names) + 1.6))
+    for at, family in enumerate(families):
+        arms = next(row["arms"] for row in rows if row["family"] == family)
+        look = style_of(facts, arms[0])
+        label = ", ".join(arms)
+        axis.plot([], [], ls="", label=label, **look)
+        for place, name in enumerate(names):
+            row = found.get((family, name))
+            if row is not None:
+                y = place + 0.16 * (at - (len(families) - 1) / 2)
+                axis.plot([row["accuracy"]["low"], row["accuracy"]["high"]], [y, y], color=look["color"], lw=1.2)
+                axis.plot(row["merged"], y, ls="", **look)
+        ends = [r for r in results["merges"] if r["arm"] in arms and r["comparison"] == "equal_steps"]
+        alone = np.mean([r["alone"] for r in ends])
+        axis.axvline(alone, color=look["color"], lw=1, ls="--", label=f"{label}, not merged")
+    base = np.mean([bits(facts.base[s][t]["test"]).mean() for s in facts.seeds for t in facts.config.tasks])
+    axis.axvline(base, color="grey", lw=1, ls=":", label="base")
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(-0.7, len(names) - 0.3)
+    axis.set_xlabel("mean accuracy of merged pairs on test, 95 % intervals")
+    axis.grid(axis="y", color="#eee")
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
 
 
 def heat(
-    figure: Any, axis: Any, table: np.ndarray, rows: list[str], columns: list[str], colours: str, title: str
-) -> Any:
-    """Draw a table of numbers in colours."""
-    image = axis.imshow(table, cmap=colours, aspect="auto")
+    axis: Any,
+    table: np.ndarray,
+    rows: list[str],
+    columns: list[str],
+    colours: str,
+    title: str,
+    limits: tuple[float, float],
+) -> None:
+    """Draw a table of numbers in colours, which mean the same in all panels of a figure."""
+    image = axis.imshow(table, cmap=colours, aspect="auto", vmin=limits[0], vmax=limits[1])
     axis.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
     axis.set_yticks(range(len(rows)), rows)
     for (r, c), value in np.ndenumerate(table):
@@ -192,7 +232,12 @@ def heat(
     axis.set_title(title)
     for side in axis.spines.values():
         side.set_visible(False)
-    return figure
+
+
+def limits_of(tables: Iterable[np.ndarray]) -> tuple[float, float]:
+    """Return the smallest and the largest number of all tables."""
+    whole = np.concatenate([table.ravel() for table in tables])
+    return float(np.nanmin(whole)), float(np.nanmax(whole))
 
 
 def pairs(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
@@ -205,13 +250,13 @@ def pairs(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
     figure, axes = plt.subplots(1, len(arms), figsize=(3.8 * len(arms), 3.3), squeeze=False)
     for axis, (arm, table) in zip(axes[0], tables.items(), strict=True):
         heat(
-            figure,
             axis,
             table,
             facts.config.tasks,
             facts.config.tasks,
             "cividis",
             f"{arm}: relative drop of row\nwhen merged with column",
+            limits_of(tables.values()),
         )
     return figure
 
@@ -239,10 +284,18 @@ def conflict(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
         axis.set_xlabel("mean update norm")
     if any(row["conflict_norm"] > 0 for found in facts.conflict.values() for row in found["growth"]):
         axes[0].set(xscale="log", yscale="log")
+        axes[0].xaxis.set_major_formatter("{x:g}")
+        axes[0].xaxis.set_minor_formatter("")
+        axes[0].set_xticks([tick for tick in (0.01, 0.03, 0.1, 0.3, 1, 3, 10) if within(axes[0].get_xlim(), tick)])
     axes[2].axhline(0, color="grey", lw=0.8)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))
     return figure
+
+
+def within(limits: tuple[float, float], value: float) -> bool:
+    """Say whether a value lies between limits."""
+    return limits[0] <= value <= limits[1]
 
 
 def predictors(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
@@ -250,19 +303,30 @@ def predictors(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
     rows = results["predictors"].get("equal_steps")
     if not rows:
         return None
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+    rows = [row for row in rows if np.isfinite(row["value"])]
+    if not rows:
+        return None
+    names = [SPOKEN.get(row["statistic"], row["statistic"].replace("_", " ")) for row in rows]
+    figure, axes = plt.subplots(1, 2, figsize=(10, 0.22 * len(rows) + 1.5))
     for at, row in enumerate(reversed(rows)):
         axes[0].plot([row["low"], row["high"]], [at, at], color="#0072B2", lw=2)
         axes[0].plot(row["value"], at, "o", color="#0072B2")
-    axes[0].set_yticks(range(len(rows)), [row["statistic"] for row in reversed(rows)])
+    axes[0].set_yticks(range(len(rows)), names[::-1])
+    axes[0].set_title("equal steps")
     axes[0].axvline(0, color="grey", lw=0.8)
     axes[0].set_xlim(-1, 1)
+    axes[0].set_xticks([-1, -0.5, 0, 0.5, 1])
     axes[0].set_xlabel("rank correlation with merge loss, 95 % interval")
     best = rows[0]["statistic"]
     for row in pair_losses(facts, results["method_of_claims"], "equal_steps"):
         axes[1].plot(row[best], row["loss"], ls="", alpha=0.7, **style_of(facts, row["arm"]))
-    axes[1].set_xlabel(best)
+    axes[1].set_xlabel(f"{names[0]} (the strongest)")
     axes[1].set_ylabel("relative drop of a pair")
+    axes[1].axhline(0, color="grey", lw=0.8)
+    seen = list(dict.fromkeys(row["arm"] for row in pair_losses(facts, results["method_of_claims"], "equal_steps")))
+    for arm in seen:
+        axes[1].plot([], [], ls="", label=arm, **style_of(facts, arm))
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(seen), 8))
     return figure
 
 
@@ -282,7 +346,9 @@ def sweep(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
         return None
     wide = min(5, len(names))
     tall = -(-len(names) // wide)
-    figure, axes = plt.subplots(tall, wide, figsize=(2.3 * wide, 2.2 * tall + 0.7), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(
+        tall, wide, figsize=(2.1 * wide, 1.6 * tall + 0.8), sharey=True, sharex=True, squeeze=False
+    )
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
     for axis, name in zip(axes.flat, names, strict=False):
@@ -296,10 +362,12 @@ def sweep(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
             if found:
                 scales = sorted(found)
                 axis.plot(scales, [np.mean(found[x]) for x in scales], lw=1, label=arm, **style_of(facts, arm))
-        axis.set_title(name)
-        axis.set_xlabel("lambda")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("validation accuracy")
+        axis.set_title(name, fontsize=9)
+    for at in range(wide):  # the lowest panel of each column
+        low = axes.flat[max(range(at, len(names), wide), default=at)]
+        low.set_xlabel("lambda")
+        low.xaxis.set_tick_params(labelbottom=True)
+    figure.supylabel("validation accuracy", fontsize=9)
     labelled: dict[str, Any] = {}
     for axis in axes.flat:  # not every arm is in every panel
         handles, labels = axis.get_legend_handles_labels()
@@ -315,10 +383,11 @@ def landscape(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
     if not arms:
         return None
     tasks = facts.config.tasks
-    figure, axes = plt.subplots(1, len(tasks), figsize=(2.2 * len(tasks), 3.2), sharey=True, squeeze=False)
-    for axis, task in zip(axes[0], tasks, strict=True):
-        for arm in arms:
-            look = style_of(facts, arm)
+    size = (2.1 * len(tasks), 1.9 * len(arms) + 0.6)
+    figure, axes = plt.subplots(len(arms), len(tasks), figsize=size, sharex=True, sharey=True, squeeze=False)
+    for row, arm in zip(axes, arms, strict=True):
+        look = style_of(facts, arm)
+        for axis, task in zip(row, tasks, strict=True):
             found = [f for (_, kind), f in facts.landscape.items() if kind == arm and task in f["lines"]]
             if not found:
                 continue
@@ -326,21 +395,61 @@ def landscape(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
             other = [
                 [bits(b).mean() for b in (f["lines"][task]["here"], *f["lines"][task]["along_other"])] for f in found
             ]
-            axis.plot(far, np.mean(other, axis=0), lw=1.4, label=f"{arm}, other task's delta", **look)
             walks = [
                 [bits(b).mean() for b in (f["lines"][task]["here"], *walk)]
                 for f in found
                 for walk in f["lines"][task]["along_random"]
             ]
-            axis.fill_between(far, np.min(walks, axis=0), np.max(walks, axis=0), color=look["color"], alpha=0.15, lw=0)
-            axis.plot(
-                far, np.mean(walks, axis=0), lw=1, ls=":", color=look["color"], label=f"{arm}, random (band: all)"
-            )
-        axis.set_title(task)
-        axis.set_xlabel("distance / norm of other delta")
-    axes[0, 0].set_ylabel("accuracy")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+            axis.fill_between(far, np.min(walks, axis=0), np.max(walks, axis=0), color="grey", alpha=0.25, lw=0)
+            axis.plot(far, np.mean(walks, axis=0), lw=1, ls=":", color="k")
+            axis.plot(far, np.mean(other, axis=0), lw=1.4, **look)
+            base = np.mean([bits(facts.base[s][task]["validation"]).mean() for s in facts.seeds])
+            axis.axhline(base, color="grey", lw=0.8, ls="--")
+        row[0].set_ylabel(f"{arm}\naccuracy")
+    for axis, task in zip(axes[0], tasks, strict=True):
+        axis.set_title(f"{task}'s expert")
+    figure.supxlabel(
+        "distance / norm of the other delta (marks: along another task's delta; dotted, band: random directions of its "
+        "norm, mean and range over bases; dashed: base)",
+        fontsize=8,
+    )
+    return figure
+
+
+def loss(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
+    """Loss of right answers from the expert outwards, mean over tasks and bases, for each arm."""
+    del results
+    arms = [
+        arm
+        for arm in facts.config.arms
+        if any(
+            kind == arm and all("loss" in line for line in f["lines"].values())
+            for (_, kind), f in facts.landscape.items()
+        )
+    ]
+    if not arms:
+        return None
+    figure, axes = plt.subplots(1, len(arms), figsize=(3.2 * len(arms), 3.0), sharey=True, squeeze=False)
+    for axis, arm in zip(axes[0], arms, strict=True):
+        look = style_of(facts, arm)
+        lines = [
+            (task, line["loss"])
+            for (_, kind), f in facts.landscape.items()
+            if kind == arm
+            for task, line in f["lines"].items()
+        ]
+        far = [0.0, *next(f["distances"] for (_, kind), f in facts.landscape.items() if kind == arm)]
+        other = np.array([[line["here"], *line["along_other"]] for _, line in lines])
+        walks = np.array([[[line["here"], *walk] for walk in line["along_random"]] for _, line in lines])
+        for task in facts.config.tasks:
+            axis.plot(far, other[[name == task for name, _ in lines]].mean(0), lw=0.6, color=look["color"], alpha=0.6)
+        axis.fill_between(far, walks.mean(0).min(0), walks.mean(0).max(0), color="grey", alpha=0.25, lw=0)
+        axis.plot(far, walks.mean((0, 1)), lw=1, ls=":", color="k", label="random directions")
+        axis.plot(far, other.mean(0), lw=1.6, label="another task's delta", **look)
+        axis.set_title(arm)
+        axis.set_xlabel("distance / norm of the other delta")
+        axis.legend(fontsize=7, loc="upper left")
+    axes[0, 0].set_ylabel("loss of right answers, nats a token")
     return figure
 
 
@@ -354,20 +463,15 @@ def plane(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
     if not found:
         return None
     figure, axes = plt.subplots(1, len(found), figsize=(3.6 * len(found), 3.2), squeeze=False)
-    for axis, (arm, rows) in zip(axes[0], found.items(), strict=True):
+    steps = facts.config.landscape.plane
+    grids = {}
+    for arm, rows in found.items():
         first, second = rows[0]["axes"]
-        steps = facts.config.landscape.plane
         table = np.mean([[(p[first] + p[second]) / 2 for p in f["plane"]] for f in rows], axis=0)
-        grid = table.reshape(len(steps), len(steps))[::-1]
-        heat(
-            figure,
-            axis,
-            grid,
-            [f"{a:g}" for a in reversed(steps)],
-            [f"{b:g}" for b in steps],
-            "viridis",
-            f"{arm}: mean accuracy of both",
-        )
+        grids[arm] = table.reshape(len(steps), len(steps))[::-1]
+    for axis, (arm, grid) in zip(axes[0], grids.items(), strict=True):
+        names = [f"{a:g}" for a in reversed(steps)], [f"{b:g}" for b in steps]
+        heat(axis, grid, *names, "viridis", f"{arm}: mean accuracy of both", limits_of(grids.values()))
         axis.set_ylabel(f"times {first} delta")
         axis.set_xlabel(f"times {second} delta")
     return figure
@@ -392,5 +496,5 @@ def precision(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
             )
     axis.set_xlabel("update norm (L2)")
     axis.set_ylabel("share of weights changed in bf16")
-    axis.legend(fontsize=7)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
     return figure

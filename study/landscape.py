@@ -35,15 +35,22 @@ def random_direction(like: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
     return found
 
 
-def survey(config: StudyConfig, asker: Asker, base: Path, experts: dict[str, Path], seed: int) -> dict[str, Any]:
+def survey(
+    config: StudyConfig, asker: Asker, base: Path, experts: dict[str, Path], seed: int, style: str = "plain"
+) -> dict[str, Any]:
     """Walk from every expert.
+
+    Parameters
+    ----------
+    style
+        Of the right answers whose loss is measured: the one that the experts were trained on.
 
     Returns
     -------
     dict
         ``lines``: for each task, the accuracy of its expert at each distance along the next task's delta (``other``)
-        and along each random direction (``random``); distance 1 is the norm of that delta. ``plane``: accuracies of
-        the first two tasks at base + a*first + b*second.
+        and along each random direction (``random``), and the same of the loss (``loss``); distance 1 is the norm of
+        that delta. ``plane``: accuracies and losses of the first two tasks at base + a*first + b*second.
     """
     told = config.landscape
     start = read_weights(base)
@@ -52,12 +59,15 @@ def survey(config: StudyConfig, asker: Asker, base: Path, experts: dict[str, Pat
         for task, folder in experts.items()
     }
 
-    def ask(task: str, parts: list[tuple[float, dict[str, Tensor]]]) -> str:
+    def go(parts: list[tuple[float, dict[str, Tensor]]]) -> None:
         weights = dict(start)
         for factor, delta in parts:
             weights = {name: weight + factor * delta[name] for name, weight in weights.items()}
         asker.model.load_state_dict(weights, strict=False)
-        return asker.ask(task, "validation", count=told.items)
+
+    def look(task: str, parts: list[tuple[float, dict[str, Tensor]]]) -> tuple[str, float]:
+        go(parts)
+        return asker.ask(task, "validation", count=told.items), asker.gold_loss(task, style, told.items)
 
     tasks = list(experts)
     lines: dict[str, Any] = {}
@@ -65,23 +75,28 @@ def survey(config: StudyConfig, asker: Asker, base: Path, experts: dict[str, Pat
         other = deltas[tasks[(at + 1) % len(tasks)]]
         own = (1.0, deltas[task])
         noises = [random_direction(other, seed * 1000 + at * 100 + n) for n in range(told.random_directions)]
-        lines[task] = {
-            "other": tasks[(at + 1) % len(tasks)],
-            "here": ask(task, [own]),
-            "along_other": [ask(task, [own, (far, other)]) for far in told.distances],
-            "along_random": [[ask(task, [own, (far, noise)]) for far in told.distances] for noise in noises],
+        seen = {
+            "here": look(task, [own]),
+            "along_other": [look(task, [own, (far, other)]) for far in told.distances],
+            "along_random": [[look(task, [own, (far, noise)]) for far in told.distances] for noise in noises],
         }
+        lines[task] = {"other": tasks[(at + 1) % len(tasks)], **part(seen, 0), "loss": part(seen, 1)}
     first, second = tasks[:2]
-    plane = [
-        {
-            "a": a,
-            "b": b,
-            **{
-                task: ask(task, [(a, deltas[first]), (b, deltas[second])]).count("1") / told.items
-                for task in (first, second)
-            },
-        }
-        for a in told.plane
-        for b in told.plane
-    ]
+    plane = []
+    for a in told.plane:
+        for b in told.plane:
+            point: dict[str, float] = {"a": a, "b": b}
+            for task in (first, second):
+                answers, point[f"{task}_loss"] = look(task, [(a, deltas[first]), (b, deltas[second])])
+                point[task] = answers.count("1") / told.items
+            plane.append(point)
     return {"distances": told.distances, "lines": lines, "plane": plane, "axes": [first, second]}
+
+
+def part(seen: Any, at: int) -> Any:
+    """Take the answers (0) or the losses (1) out of what was seen, however it is nested."""
+    if isinstance(seen, dict):
+        return {name: part(inner, at) for name, inner in seen.items()}
+    if isinstance(seen, list):
+        return [part(inner, at) for inner in seen]
+    return seen[at]

@@ -7,12 +7,29 @@ import html
 import math
 from typing import TYPE_CHECKING, Any
 
-from study.analysis import Facts, analyse
+from study.analysis import SPOKEN
+from study.answers import answers
 from study.arms import ARMS
+from study.facts import Facts
 from study.figures import draw_all
 from study.records import read_json, read_lines, versions, write_json
-from study.schedule import facts_lack, keys_of
+from study.results import analyse
+from study.schedule import facts_lack, is_extra, keys_of
 from study.stages import Places
+from study.tables import (
+    claim_rows,
+    conflict_rows,
+    expert_rows,
+    flat,
+    headline_rows,
+    merge_rows,
+    method_rows,
+    percent,
+    recipes,
+    run_rows,
+    topic_of,
+    unit_rows,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +48,7 @@ CAPTIONS = {
     "predictors": "Which statistic orders the losses of merges.",
     "sweep": "Validation accuracy of merges over lambda.",
     "landscape": "Accuracy from each expert outwards.",
+    "loss": "Loss of right answers from each expert outwards: mean over tasks, thin lines single tasks.",
     "plane": "Accuracy on the plane of two deltas.",
     "precision": "Weights that a bf16 checkpoint would show as changed.",
 }
@@ -41,13 +59,14 @@ LONG_TABLE = 60  # rows; longer ones scroll
 
 def write_page(config: StudyConfig, work: Path, folder: Path, units: list[Unit]) -> None:
     """Analyse what is there and write the page."""
-    state = state_of(units, Places(work))
+    state = state_of(config, units, Places(work))
     facts = Facts(config, Places(work, known=keys_of(units)), without=state.pop("begun"))
     folder.mkdir(parents=True, exist_ok=True)
     results = analyse(facts)
     results["study"] = config.model_dump(mode="json")
     results["versions"] = versions()
     results["units"] = state
+    results["answers"] = answers(results, config.reference)
     results["runs"] = {f"s{s}/{arm}/{task}": found["run"] for (s, arm, task), found in facts.expert.items()}
     results["matched"] = {f"s{seed}": found for seed, found in facts.match.items()}
     drawn = draw_all(facts, results, folder / "figures")
@@ -57,6 +76,8 @@ def write_page(config: StudyConfig, work: Path, folder: Path, units: list[Unit])
     write_csv(folder / "claims.csv", results["claims"])
     write_csv(folder / "conflict.csv", results["conflict"])
     write_csv(folder / "methods.csv", [flat(row) for row in results["best_methods"]])
+    write_csv(folder / "units.csv", unit_rows(units, Places(work)))
+    write_json(folder / "recipes.json", recipes(config, facts))
     blocks = compose(config, facts, results, drawn)
     (folder / "index.md").write_text(as_markdown(blocks))
     (folder / "index.html").write_text(as_html(config.name, blocks))
@@ -69,12 +90,14 @@ def few_seeds(count: int) -> str:
     return f"widened by the root of {count}/{count - 1} for so few bases, and rough even so"
 
 
-def state_of(units: list[Unit], places: Places) -> dict[str, Any]:
+def state_of(config: StudyConfig, units: list[Unit], places: Places) -> dict[str, Any]:
     """Say which units are done, how long each stage took, and why units are missing."""
     seconds: dict[str, dict[str, float]] = {"wall": {}, "processor": {}}
     missing: dict[str, str] = {}
     broken: set[str] = set()
-    begun: set[int] = set()  # seeds with units that are still to come
+    begun: set[int] = (
+        set()
+    )  # seeds with units still to come that claims need: without others, only methods are left out
     done = 0
     keys = keys_of(units)
     for unit in units:
@@ -91,7 +114,8 @@ def state_of(units: list[Unit], places: Places) -> dict[str, Any]:
                 f"not begun, because {behind} failed" if behind else trace.read_text().strip().splitlines()[-1]
             )
         else:
-            begun.add(unit.arguments["seed"])
+            if not is_extra(config, unit):
+                begun.add(unit.arguments["seed"])
             missing[unit.name] = NOT_YET
     sessions = read_lines(places.work / "sessions.jsonl")
     return {
@@ -116,17 +140,6 @@ def strict(data: Any) -> Any:
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
-def flat(row: dict[str, Any]) -> dict[str, Any]:
-    """Spread the intervals of a row over columns."""
-    found: dict[str, Any] = {}
-    for name, value in row.items():
-        if isinstance(value, dict):
-            found |= {f"{name}_{part}": inner for part, inner in value.items()}
-        elif not isinstance(value, list):
-            found[name] = value
-    return found
-
-
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write a table; an empty one leaves an empty file."""
     with path.open("w", newline="") as file:
@@ -139,13 +152,6 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 # --- contents ---------------------------------------------------------------------------------------------------------
 
 Block = tuple[str, Any]  # heading, text, table or figure
-
-
-def percent(number: dict[str, float]) -> str:
-    """Write an interval in percent."""
-    if not math.isfinite(number["value"]):
-        return "–"
-    return f"{100 * number['value']:.1f} [{100 * number['low']:.1f}, {100 * number['high']:.1f}]"
 
 
 def compose(config: StudyConfig, facts: Facts, results: dict[str, Any], drawn: list[str]) -> list[Block]:
@@ -162,39 +168,31 @@ def compose(config: StudyConfig, facts: Facts, results: dict[str, Any], drawn: l
             f"test items together (1000 draws, paired between arms); {few_seeds(len(facts.seeds))}. "
             "Nothing here was seen in training: splits follow from a hash of each question.",
         ),
+        ("heading", "Answers"),
+        ("table", [["question", "answer"], *results["answers"]]),
         ("heading", "What was reproduced"),
         (
             "text",
             "Each claim is a number that is positive where the claim holds. Reproduced: its interval is above 0. "
             "Opposite: below. Not reproduced: it holds 0 and nothing larger than the margin (0.02 for accuracies). "
-            "Undecided: it holds 0 and more. Not comparable: the note says why. The rule is in study/analysis.py; "
+            "Undecided: it holds 0 and more. Not comparable: the note says why. The rule is in study/claims.py; "
             f"merges in claims are by {results['method_of_claims']}, its lambda chosen on validation. There are "
             f"{len(results['claims'])} claims, and at 95 % about one in twenty intervals that should hold 0 does not.",
         ),
-        (
-            "table",
-            [
-                ["claim", "number", "95 % interval", "unit", "verdict", "note", "figure"],
-                *(
-                    [
-                        claim["words"],
-                        f"{claim['value']:.3f}",
-                        f"[{claim['low']:.3f}, {claim['high']:.3f}]",
-                        claim["unit"],
-                        claim["verdict"],
-                        claim["note"],
-                        claim["figure"],
-                    ]
-                    for claim in results["claims"]
-                ),
-            ],
-        ),
     ]
+    for topic in dict.fromkeys(topic_of(claim) for claim in results["claims"]):
+        blocks += [("subheading", topic), ("table", claim_rows(results, topic))]
     blocks += [("heading", "Experts"), ("text", learned_words(results)), ("table", expert_rows(config, results))]
     figures = {name: ("figure", name) for name in drawn}
     for name in ("experts", "norms", "training"):
         blocks += [figures[name]] if name in figures else []
     blocks.append(("heading", "Merges"))
+    if results["headline"]:
+        words = (
+            "The paper's main table at equal steps: accuracy on test in percent, each task's mean over its pairs, and "
+            "half the width of the 95 % interval."
+        )
+        blocks += [("text", words), ("table", headline_rows(config, results))]
     blocks += [("text", seed_words(facts, results)), ("text", reached_words(facts)), ("table", merge_rows(results))]
     for name in ("degradation", "methods", "pairs", "sweep"):
         blocks += [figures[name]] if name in figures else []
@@ -218,7 +216,14 @@ def compose(config: StudyConfig, facts: Facts, results: dict[str, Any], drawn: l
     for kind, rows in results["predictors"].items():
         if rows:
             table = [
-                [r["statistic"], str(r["pairs"]), f"{r['value']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"] for r in rows
+                [
+                    SPOKEN.get(r["statistic"], r["statistic"].replace("_", " ")),
+                    str(r["pairs"]),
+                    f"{r['value']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
+                    if math.isfinite(r["value"])
+                    else "always equal",
+                ]
+                for r in rows
             ]
             blocks.append(
                 ("table", [[f"statistic ({kind.replace('_', ' ')})", "pairs", "rank correlation with loss"], *table])
@@ -226,19 +231,28 @@ def compose(config: StudyConfig, facts: Facts, results: dict[str, Any], drawn: l
     for name in ("conflict", "predictors"):
         blocks += [figures[name]] if name in figures else []
     blocks.append(("heading", "Landscapes"))
-    for name in ("landscape", "plane"):
+    for name in ("landscape", "loss", "plane"):
         blocks += [figures[name]] if name in figures else []
+    if results["barriers"]:
+        blocks.append(("text", barrier_words(results)))
     sparse = results["bf16_sparsity_follows_norm"]
     blocks += [
         ("heading", "Precision"),
         (
             "text",
             "Rank correlation over all experts between the update norm and the share of weights that change in bf16: "
-            f"{sparse['value']:.2f} [{sparse['low']:.2f}, {sparse['high']:.2f}].",
+            f"{sparse['value']:.2f} [{sparse['low']:.2f}, {sparse['high']:.2f}]. {precision_words(results)}",
         ),
     ]
     blocks += [figures["precision"]] if "precision" in figures else []
     blocks += [
+        ("heading", "Runs"),
+        (
+            "text",
+            "Every number above comes from these experts. A run's id is the hash of its settings and of its base; the "
+            "unit that made a number (`merge/s0/sft/equal_steps/ties`, say), its id and its inputs are in units.csv.",
+        ),
+        ("table", run_rows(config, facts)),
         ("heading", "How it was run"),
         (
             "table",
@@ -270,6 +284,39 @@ def compose(config: StudyConfig, facts: Facts, results: dict[str, Any], drawn: l
     if failed:
         blocks.append(("table", [["unit", "why"], *failed]))
     return blocks
+
+
+def barrier_words(results: dict[str, Any]) -> str:
+    """Say what lies between two experts."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in results["barriers"]:
+        found.setdefault(row["arm"], []).append(row)
+    if not found:
+        return ""
+    parts = []
+    for arm, rows in found.items():
+        losses = ", ".join(f"{row['loss_barrier']:+.3f}" for row in rows)
+        levels = ", ".join(f"{100 * row['accuracy_barrier']:+.1f}" for row in rows)
+        parts.append(f"{arm}: loss {losses}, accuracy {levels} points")
+    return (
+        f"Half-way between the experts of {results['barriers'][0]['tasks'].replace('+', ' and ')}, less the mean of "
+        "the two ends, for each base (loss of right answers in nats a token; above 0 is a barrier): "
+        f"{'; '.join(parts)}. "
+        "One pair of tasks and no intervals: an illustration, not a test."
+    )
+
+
+def precision_words(results: dict[str, Any]) -> str:
+    """Compare training in bf16 with training in f32, where both were done."""
+    if not results["twins"]:
+        return "No arm of this study was trained in bf16; `tiny-cpu-full` does so."
+    return " ".join(
+        f"{row['twin']} against {row['arm']}: accuracy {percent(row['accuracy'])} points; norm {row['norm_bf16']:.3f} "
+        f"against {row['norm_f32']:.3f}; weights changed by more than 1e-5 {100 * row['changed_bf16']:.1f} % against "
+        f"{100 * row['changed_f32']:.1f} %, in bf16 {100 * row['changed_bf16_bf16']:.1f} % against "
+        f"{100 * row['changed_bf16_f32']:.1f} %."
+        for row in results["twins"]
+    )
 
 
 def learned_words(results: dict[str, Any]) -> str:
@@ -314,90 +361,6 @@ def reached_words(facts: Facts) -> str:
     )
 
 
-def method_rows(results: dict[str, Any]) -> list[list[str]]:
-    """Make the table of methods by family."""
-    table = [["family", "arms", "method", "mean accuracy", "less than the best, points"]]
-    for row in results["best_methods"]:
-        behind = percent(row["behind_best"]) if row["behind_best"]["value"] else "best"
-        table.append([row["family"], ", ".join(row["arms"]), row["method"], f"{row['merged']:.3f}", behind])
-    return table
-
-
-def conflict_rows(results: dict[str, Any]) -> list[list[str]]:
-    """Make the table of conflict by arm."""
-    names = {
-        "cosine": "cosine",
-        "sign_disagreement": "sign disagreement",
-        "normalized_conflict": "normalised conflict",
-        "conflict_norm": "conflict norm",
-        "matched_conflict": "conflict norm of unit deltas",
-        "dilution": "dilution",
-    }
-    table = [["comparison", "arm", *names.values()]]
-    for row in results["conflict"]:
-        small = ("conflict_norm", "matched_conflict")
-        numbers = [f"{row[name]:.2e}" if name in small else f"{row[name]:.3f}" for name in names]
-        table.append([row["comparison"].replace("_", " "), row["arm"], *numbers])
-    return table
-
-
-def expert_rows(config: StudyConfig, results: dict[str, Any]) -> list[list[str]]:
-    """Make the table of experts: arms by tasks, means over seeds."""
-    table = [["arm", *config.tasks, "mean gain", "norm", "forward KL", "greedy", "out of domain"]]
-    for arm in config.arms:
-        rows = [row for row in results["experts"] if row["arm"] == arm]
-        if not rows:
-            continue
-
-        def mean(name: str, rows: list[dict[str, Any]] = rows) -> float:
-            return float(sum(row[name] for row in rows) / len(rows))
-
-        cells = []
-        for task in config.tasks:
-            mine = [row for row in rows if row["task"] == task]
-            if mine:
-                level = sum(r["accuracy"] for r in mine) / len(mine)
-                error = sum(r["standard_error"] ** 2 for r in mine) ** 0.5 / len(mine)
-                cells.append(f"{level:.3f} ± {error:.3f}")
-            else:
-                cells.append("")
-        tail = [f"{mean('gain'):+.3f}", f"{mean('norm'):.2f}", f"{mean('forward_kl'):.3f}"]
-        table.append([arm, *cells, *tail, f"{mean('greedy'):.3f}", f"{mean('out'):.3f}"])
-    return table
-
-
-def merge_rows(results: dict[str, Any]) -> list[list[str]]:
-    """Make the table of merges."""
-    head = [
-        "comparison",
-        "arm",
-        "method",
-        "unmerged",
-        "merged pairs",
-        "over base",
-        "all tasks",
-        "drop, %",
-        "gain kept, %",
-    ]
-    table = [head]
-    for row in results["merges"]:
-        everything = f"{row['all_together']:.3f}" if row["all_together"] is not None else ""
-        table.append(
-            [
-                row["comparison"].replace("_", " "),
-                row["arm"],
-                row["method"],
-                f"{row['alone']:.3f}",
-                f"{row['merged']:.3f}",
-                f"{row['gain_over_base']:+.3f}",
-                everything,
-                percent(row["degradation"]),
-                percent(row["retention"]),
-            ]
-        )
-    return table
-
-
 # --- forms ------------------------------------------------------------------------------------------------------------
 
 
@@ -407,6 +370,8 @@ def as_markdown(blocks: list[Block]) -> str:
     for at, (kind, what) in enumerate(blocks):
         if kind == "heading":
             parts.append(f"{'#' if at == 0 else '##'} {what}")
+        elif kind == "subheading":
+            parts.append(f"### {what}")
         elif kind == "text":
             parts.append(what)
         elif kind == "figure":
@@ -425,6 +390,8 @@ def as_html(title: str, blocks: list[Block]) -> str:
         if kind == "heading":
             level = "h1" if at == 0 else "h2"
             parts.append(f"<{level}>{html.escape(what)}</{level}>")
+        elif kind == "subheading":
+            parts.append(f"<h3>{html.escape(what)}</h3>")
         elif kind == "text":
             parts.append(f"<p>{html.escape(what)}</p>")
         elif kind == "figure":

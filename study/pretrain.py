@@ -28,6 +28,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from study.settings import SettingsError, explain, parse_value, read_yaml
 from study.tiny_model import TinyShape
 
+STATE = "resume.pt"  # beside the model, until that is whole
+SAVE_STEPS = 200  # between states
+
 
 class PretrainSettings(BaseModel):
     """Settings of one pretraining."""
@@ -90,10 +93,10 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
     peaks = [settings.matrix_learning_rate, settings.learning_rate]
     settings.output_dir.mkdir(parents=True, exist_ok=True)
     log = settings.output_dir / "metrics.jsonl"
-    log.unlink(missing_ok=True)
     rng = random.Random(f"pretrain/{settings.seed}")
     names = list(settings.weights)
-    for step in range(settings.steps):
+    begun = restore(settings, model, optimizers, rng, log)
+    for step in range(begun, settings.steps):
         scale = min(1.0, (step + 1) / 50) * max(0.05, 1 - step / settings.steps)
         for optimizer, peak in zip(optimizers, peaks, strict=True):
             for group in optimizer.param_groups:
@@ -120,8 +123,51 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
             optimizer.zero_grad()
         if (step + 1) % 50 == 0 or step + 1 == settings.steps:
             append_line(log, {"step": step + 1, "loss": loss.item(), "seconds": time.process_time() - started})
+        if (step + 1) % SAVE_STEPS == 0 and step + 1 < settings.steps:
+            save_state(settings, step + 1, model, optimizers, rng)
     save_folder(model, tokenizer, settings.output_dir)
+    (settings.output_dir / STATE).unlink(missing_ok=True)
     return write_manifest(settings.output_dir, settings.model_dump(mode="json"), None)
+
+
+def save_state(settings: PretrainSettings, step: int, model: Any, optimizers: list[Any], rng: random.Random) -> None:
+    """Write what a stopped pretraining needs to go on; it is replaced whole each time."""
+    import torch
+
+    state = {
+        "settings": settings.model_dump(mode="json"),
+        "step": step,
+        "model": model.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "rng": rng.getstate(),
+    }
+    staged = settings.output_dir / f"{STATE}.new"
+    torch.save(state, staged)
+    staged.replace(settings.output_dir / STATE)
+
+
+def restore(settings: PretrainSettings, model: Any, optimizers: list[Any], rng: random.Random, log: Path) -> int:
+    """Load the state of a stopped pretraining of the same settings; return the steps it had made."""
+    import torch
+
+    from study.records import append_line, read_lines
+
+    path = settings.output_dir / STATE
+    lines = read_lines(log)
+    log.unlink(missing_ok=True)
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=False)
+    if state["settings"] != settings.model_dump(mode="json"):
+        return 0
+    model.load_state_dict(state["model"])
+    for optimizer, held in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(held)
+    rng.setstate(state["rng"])
+    for line in lines:
+        if line["step"] <= state["step"]:
+            append_line(log, line)
+    return int(state["step"])
 
 
 def main() -> None:

@@ -43,7 +43,10 @@ class Unit:
 
 
 def plan_units(config: StudyConfig) -> list[Unit]:
-    """List all units of a study, in the order in which they are best begun: one seed after the other.
+    """List all units of a study, in the order in which they are best begun.
+
+    First what the claims need, one seed after the other; then the other methods, one after the other. So a run that is
+    stopped early leaves a page with almost all claims, on fewer seeds or methods.
 
     Raises
     ------
@@ -55,11 +58,25 @@ def plan_units(config: StudyConfig) -> list[Unit]:
         if config.base is None:
             told = config.pretraining(seed, Path("base")).model_dump(mode="json")
             units.append(Unit(f"pretrain/s{seed}", "pretrain", {"seed": seed}, told, 0.2 * told["steps"]))
+    later: list[Unit] = []
     for seed in config.seeds:
         units += expert_units(config, seed)
         for arm in config.arms:
-            units += merge_units(config, seed, arm)
-    return units
+            for unit in merge_units(config, seed, arm):
+                (later if is_extra(config, unit) else units).append(unit)
+    matched = config.merging.matched_methods
+    return units + sorted(later, key=lambda unit: (unit.arguments["method"] not in matched, unit.arguments["method"]))
+
+
+def is_extra(config: StudyConfig, unit: Unit) -> bool:
+    """Say whether a unit is a merge that is not among what most claims need.
+
+    They need task arithmetic on all arms, and the other matched methods on SFT and the reference.
+    """
+    if unit.stage != "merge" or unit.arguments["method"] == "task_arithmetic":
+        return False
+    told = unit.arguments["method"], unit.arguments["arm"]
+    return told[0] not in config.merging.matched_methods or told[1] not in ("sft", config.reference)
 
 
 def asked(config: StudyConfig) -> list[Any]:

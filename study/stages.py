@@ -187,6 +187,23 @@ class Asker:
         )
         return "".join(map(str, right))
 
+    def gold_loss(self, task: str, style: str, count: int) -> float:
+        """Return the mean negative log probability of the tokens of right answers, in nats, on validation."""
+        import torch
+
+        from study.sampling import Batch, completion_logits, encode_answers, encode_prompts, log_probabilities
+
+        family = find_task(task, self.config.form, self.config.level)
+        items = family.items("validation", count, seed=0)
+        device = next(self.model.parameters()).device
+        batch = Batch(
+            *encode_prompts(self.tokenizer, [item.prompt for item in items], device),
+            *encode_answers(self.tokenizer, [family.restyle(item.answer, style) for item in items], device),
+        )
+        with torch.no_grad():
+            logs = log_probabilities(completion_logits(self.model, batch), batch)
+        return float(-logs.sum() / batch.completion_mask.sum())
+
 
 def share(bits: str) -> float:
     """Return the share of right answers."""
@@ -317,14 +334,15 @@ def merge_experts(
 
 def measure_conflict(config: StudyConfig, places: Places, seed: int, arm: str) -> dict[str, Any]:
     """Measure the conflict statistics of an arm's experts: at the end, matched, and at every checkpoint."""
-    from study.statistics import of_group
+    from study.statistics import of_group, reported
 
     base = Path(places.base(config, seed))
     with compared_experts(config, places, seed, arm, "equal_steps") as final:
-        found: dict[str, Any] = {"equal_steps": of_group(base, final), "growth": []}
+        found: dict[str, Any] = {"equal_steps": {**of_group(base, final), "report": reported(base, final)}}
     if places.read(f"match/s{seed}"):
         with compared_experts(config, places, seed, arm, "equal_accuracy") as matched:
-            found["equal_accuracy"] = of_group(base, matched)
+            found["equal_accuracy"] = {**of_group(base, matched), "report": reported(base, matched)}
+    found["growth"] = []
     steps = sorted({path.name for folder in final.values() for path in (folder / "checkpoints").glob("step-*")})
     for step in steps:
         here = {task: f / "checkpoints" / step for task, f in final.items() if (f / "checkpoints" / step).is_dir()}
@@ -343,5 +361,7 @@ def walk_landscape(config: StudyConfig, places: Places, seed: int, arm: str) -> 
     """Walk from each expert along another's delta and along random directions; survey one plane."""
     from study.landscape import survey
 
+    base = places.base(config, seed)
+    style = config.training(arm, config.tasks[0], seed, base, Path("out")).style
     with compared_experts(config, places, seed, arm, "equal_steps") as experts:
-        return survey(config, Asker(config, places.base(config, seed)), Path(places.base(config, seed)), experts, seed)
+        return survey(config, Asker(config, base), Path(base), experts, seed, style)

@@ -1,7 +1,8 @@
-"""Conflict statistics of deltas: the few that the study's questions need.
+"""Conflict statistics of deltas: rlmerge's report, and a second count of the few that claims rest on.
 
-The functions take folders and return plain numbers, so that `rlmerge.conflicts` can stand behind them one day. Deltas
-are differences in f32; sums are in f64.
+`reported` is `rlmerge.conflicts`, whose statistics docs/conflict-report.md defines. The others are written here in
+NumPy from their formulas, for every checkpoint; a test holds both against each other. Deltas are differences in f32;
+sums are in f64.
 """
 
 from __future__ import annotations
@@ -108,4 +109,32 @@ def of_group(base: Path, experts: dict[str, Path]) -> dict[str, Any]:
         "experts": singles,
         "pairs": {f"{a}+{b}": of_pair(deltas[a], deltas[b]) for a, b in combinations(deltas, 2)},
         "dilution": float(np.linalg.norm(mean)) / max(float(np.mean([s["norm"] for s in singles.values()])), 1e-30),
+    }
+
+
+def reported(base: Path, experts: dict[str, Path]) -> dict[str, Any]:
+    """Return what rlmerge's conflict report says of the whole model.
+
+    Returns
+    -------
+    dict
+        ``experts`` by name, ``pairs`` by ``a+b``, and ``together``; the statistics have the report's names. ``advice``
+        lists the rules that the report's advice follows from.
+    """
+    import rlmerge
+
+    names = list(experts)
+    if len(names) < 2:
+        return {"experts": {}, "pairs": {}, "together": {}, "advice": []}
+    found = rlmerge.conflicts(list(experts.values()), base=base, threads=1)
+    model = found.to_dict()["model"]
+
+    def numbers(found: dict[str, Any]) -> dict[str, float]:
+        return {key: value for key, value in found.items() if isinstance(value, float)}
+
+    return {
+        "experts": {name: numbers(found) for name, found in zip(names, model["experts"], strict=True)},
+        "pairs": {f"{names[pair['a']]}+{names[pair['b']]}": numbers(pair) for pair in model["pairs"]},
+        "together": numbers(model["together"]),
+        "advice": [advice.rule for advice in found.advice],
     }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import random
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from functools import lru_cache
+from typing import Any, ClassVar
 
 FORMS = ("compact", "english")
 SPLITS = ("train", "validation", "test")
@@ -102,6 +103,11 @@ class Task:
         domain
             ``in``, or ``out`` for questions of a kind that experts are not trained on.
         """
+        family: Any = type(self)
+        return list(drawn(family, self.form, self.level, split, count, seed, domain))
+
+    def draw_all(self, split: str, count: int, seed: int, domain: str) -> list[Item]:
+        """Draw the questions that `items` promises."""
         rng = random.Random(f"{self.name}/{self.form}/{self.level}/{split}/{domain}/{seed}")
         found: dict[str, Item] = {}
         misses = 0
@@ -175,6 +181,14 @@ class Task:
         if kind < 0.2:
             return answer[:at] + answer[at] + answer[at:]
         return answer[:at] + rng.choice([s for s in self.symbols if s != answer[at]]) + answer[at + 1 :]
+
+
+@lru_cache(maxsize=64)
+def drawn(
+    family: type[Task], form: str, level: int, split: str, count: int, seed: int, domain: str
+) -> tuple[Item, ...]:
+    """Draw questions once: every merge is asked the same ones, and a puzzle's solver takes longer than its answer."""
+    return tuple(family(form, level).draw_all(split, count, seed, domain))
 
 
 def read_integer(text: str) -> int | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 WORKER = Path(__file__).with_name("sandbox_worker.py")
-SECONDS = 2.0  # of wall time and of processor time, for one answer
+SECONDS = 2.0  # of processor time for one answer, in whole seconds; as much by the clock for one that idles
 MEGABYTES = 512  # of address space; an interpreter takes about 20 of them
 CACHED_ANSWERS = 100_000
 

@@ -8,7 +8,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 HERE = Path(__file__).parent
-BARE = ("test_tasks.py", "test_sandbox.py", "test_real_tasks.py")
+BARE = ("test_tasks.py", "test_sandbox.py", "test_real_tasks.py", "test_trio.py")
 NEEDED = ("torch", "transformers", "matplotlib")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 

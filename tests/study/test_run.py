@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +12,21 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from study.analysis import Facts, analyse, verdict  # noqa: E402
+from study.answers import answers  # noqa: E402
+from study.claims import over_cells, verdict  # noqa: E402
 from study.configuration import StudyConfig, load_config  # noqa: E402
-from study.intervals import correlation_interval, interval, rank_correlation, widened  # noqa: E402
+from study.facts import Facts  # noqa: E402
+from study.intervals import (  # noqa: E402
+    correlation_interval,
+    interval,
+    interval_of,
+    rank_correlation,
+    resampled_means,
+    widened,
+)
 from study.records import read_json, write_json  # noqa: E402
-from study.schedule import keys_of, only_run, plan_units, run_all  # noqa: E402
+from study.results import analyse  # noqa: E402
+from study.schedule import is_extra, keys_of, only_run, plan_units, run_all  # noqa: E402
 from study.settings import SettingsError  # noqa: E402
 from study.stages import Places  # noqa: E402
 
@@ -32,6 +43,17 @@ def test_every_configuration_is_whole(path):
     assert len(names) == len(set(names))
     for at, unit in enumerate(units):
         assert set(unit.needs + unit.awaits) <= set(names[:at]), "units come after what they need"
+
+
+def test_what_the_claims_need_comes_first():
+    """A run that is stopped early has all seeds of the claims before the last of thirty methods."""
+    config = tiny_config(seeds=[0, 1], merging={"matched_methods": ["linear", "ties"], "method_arms": ["grpo"]})
+    units = plan_units(config)
+    extra = [is_extra(config, unit) for unit in units]
+    assert extra == sorted(extra)
+    assert sum(extra) > 20
+    late = [unit.arguments["method"] for unit in units if is_extra(config, unit)]
+    assert late[0] == late[1], "a method is finished for all seeds before the next is begun"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -87,6 +109,13 @@ def test_rank_correlation():
     assert low == pytest.approx(high) == pytest.approx(1)
 
 
+def test_means_by_matrices_are_the_means():
+    """The fast way gives the interval of the plain way."""
+    values = np.random.default_rng(1).random((3, 4, 50))
+    plain = interval(lambda s, i: float(values[s][:, :, i].mean()), 3, 50)
+    assert interval_of(resampled_means(values).mean(1), 3) == pytest.approx(plain)
+
+
 def test_intervals_cover_the_truth():
     rng, held = np.random.default_rng(0), 0
     for _ in range(40):
@@ -115,6 +144,32 @@ def test_statistics_by_hand(tmp_path):
     assert pair["sign_disagreement"] == 0.5
     assert pair["jaccard"] == 1
     assert found["dilution"] == pytest.approx(3 / 5)
+
+
+def test_statistics_are_those_of_the_conflict_report(tmp_path):
+    """Two programs, one in Rust and one in NumPy, count the same."""
+    import torch
+    from safetensors.torch import save_file
+    from study.statistics import of_group, reported
+
+    torch.manual_seed(0)
+    start = torch.randn(40, 30)
+    for name in ("base", "a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        delta = 0 if name == "base" else 1e-3 * torch.randn(40, 30) * (torch.rand(40, 30) < 0.7)
+        save_file({"model.layers.0.mlp.up_proj.weight": start + delta}, tmp_path / name / "model.safetensors")
+    experts = {name: tmp_path / name for name in "abc"}
+    ours, theirs = of_group(tmp_path / "base", experts), reported(tmp_path / "base", experts)
+    assert ours["pairs"].keys() == theirs["pairs"].keys()
+    names = {"normalized_conflict": "conflict_l2", "matched_conflict": "conflict_cosine"}
+    for pair, numbers in ours["pairs"].items():
+        for name in ("cosine", "conflict_norm", "sign_disagreement", "jaccard", *names):
+            assert numbers[name] == pytest.approx(theirs["pairs"][pair][names.get(name, name)], rel=1e-4), name
+    for expert, numbers in ours["experts"].items():
+        for name in ("norm", "relative_norm", "changed", "changed_bf16"):
+            assert numbers[name] == pytest.approx(theirs["experts"][expert][name], rel=1e-5), name
+    assert ours["dilution"] == pytest.approx(theirs["together"]["dilution"], rel=1e-5)
 
 
 # --- the scheduler ----------------------------------------------------------------------------------------------------
@@ -258,6 +313,11 @@ def test_either_sign_can_be_shown(tmp_path, sft, grpo, word, value):
         found = claim(results, f"degradation at equal {kind}: sft > grpo")
         assert (found["verdict"], found["value"]) == (word, pytest.approx(value))
         assert found["note"] == ""
+        told = dict(answers(results, "grpo"))[f"Does RL degrade less at equal {kind}?"]
+        assert f"{100 * found['value']:+.1f} points" in told
+        assert f": {word}" in told
+    assert "grpo 6 of 6 (+30 points)" in dict(answers(results, "grpo"))["Did the experts learn?"]
+    assert {row["method"] for row in results["headline"]} == {"expert", "task_arithmetic"}
     signs = [(gap["low"] > 0) - (gap["high"] < 0) for gap in results["headline_by_seed"]["equal_steps"]]
     assert signs == [(value > 0) - (value < 0)] * 3
 
@@ -275,6 +335,48 @@ def test_accuracy_that_was_not_reached_is_not_equal(tmp_path):
     found = claim(results, "degradation at equal accuracy: sft > grpo")
     assert (found["verdict"], found["note"]) == ("not comparable", "sft reached the accuracy in 0 of 6 cases")
     assert claim(results, "degradation at equal steps: sft > grpo")["verdict"] == "reproduced"
+
+
+def test_every_number_leads_to_a_run(tmp_path):
+    """A page names the experts' runs, and units.csv says what made each number, from what."""
+    from study.page import write_page
+
+    config = tiny_config()
+    units = plan_units(config)
+    keys = keys_of(units)
+    facts = {"key": keys["expert/s0/sft/rank"], "seconds": 1, "processor_seconds": 1, "found": {"run": "abc123"}}
+    write_json(Places(tmp_path).facts("expert/s0/sft/rank"), {**facts, "found": {"run": "abc123", "metrics": []}})
+    write_json(Places(tmp_path).facts("base/s0"), {**facts, "key": keys["base/s0"], "found": {}})
+    write_page(config, tmp_path, tmp_path / "page", units)
+    assert "| sft | 0 |  | abc123 |" in (tmp_path / "page" / "index.md").read_text()
+    rows = (tmp_path / "page" / "units.csv").read_text().splitlines()
+    assert rows[0] == "unit,id,run,made_from,seconds,processor_seconds"
+    assert f"expert/s0/sft/rank,{keys['expert/s0/sft/rank']},abc123,pretrain/s0,1,1" in rows
+
+
+def test_twins_in_bf16_are_compared(tmp_path):
+    """Twins are arms like others: their accuracy is paired with that of the arm in f32, their norms stand beside."""
+    from study.analysis import twins
+
+    config = tiny_config(arms=["sft", "grpo", "sft-bf16"])
+    write_json(Places(tmp_path).facts("base/s0"), {"key": "k", "seconds": 1, "found": {}})
+    for arm, level, norm in (("sft", "1111100000", 2.0), ("sft-bf16", "1111000000", 1.5)):
+        for task in config.tasks:
+            point = {"norm": norm, "changed": norm / 4, "changed_bf16": norm / 8}
+            found = {"points": [point], "test": level}
+            write_json(Places(tmp_path).facts(f"curve/s0/{arm}/{task}"), {"key": "k", "seconds": 1, "found": found})
+    (row,) = twins(Facts(config, Places(tmp_path)))
+    assert row["twin"] == "sft-bf16"
+    assert row["accuracy"]["value"] == pytest.approx(-0.1)
+    assert (row["norm_f32"], row["norm_bf16"], row["changed_bf16_bf16"]) == (2.0, 1.5, 1.5 / 8)
+
+
+def test_one_expert_makes_no_claim():
+    """An interval over one seed and task has no width, and would decide anything."""
+    facts = SimpleNamespace(seeds=[0], config=SimpleNamespace(tasks=["math", "code", "rank"]))
+    assert not np.isfinite(over_cells(facts, lambda s, t: 1.0 if t == "math" else None)["value"])
+    found = over_cells(facts, lambda s, t: {"math": 1.0, "code": 2.0, "rank": 3.0}[t])
+    assert found["low"] < found["value"] == 2.0 < found["high"]
 
 
 def test_few_seeds_widen_intervals():

@@ -1,6 +1,10 @@
 """The sandbox lets code compute, and nothing else."""
 
+import os
+import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from study.tasks.sandbox import Call, Sandbox
@@ -50,6 +54,32 @@ def test_time_ends(sandbox):
     began = time.monotonic()
     assert outputs(sandbox, "import time; time.sleep(30); return 1") is None
     assert time.monotonic() - began < 5
+
+
+def test_an_answer_that_waits_for_its_turn_is_not_wrong(sandbox):
+    """Eight answers of 0.4 s each take longer than the limit of 1 s together, on few cores, and each is within it."""
+    body = (
+        "import time\n    end = time.process_time() + 0.4\n    while time.process_time() < end: pass\n    return x + {}"
+    )
+    calls = [Call(f"def answer(x):\n    {body.format(n)}", (1,)) for n in range(8)]
+    assert sandbox.run(calls) == [[1 + n] for n in range(8)]
+
+
+def test_an_answer_that_was_stopped_for_a_while_is_not_wrong(sandbox):
+    """Whoever stops a run and lets it go on stops the answers in it, too; the clock runs on."""
+    assert outputs(sandbox, "return x") == [1]
+    server = sandbox._server.pid
+    body = "import time\n    end = time.process_time() + 0.5\n    while time.process_time() < end: pass\n    return x"
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(outputs, sandbox, body)
+        children = Path(f"/proc/{server}/task/{server}/children")
+        while not children.read_text():
+            time.sleep(0.01)
+        child = int(children.read_text())
+        os.kill(child, signal.SIGSTOP)
+        time.sleep(2.5)
+        os.kill(child, signal.SIGCONT)
+        assert asked.result() == [1]
 
 
 def test_no_answer_reaches_the_next(sandbox):

@@ -231,3 +231,31 @@ def test_the_manifest_tells_all(base, tmp_path, monkeypatch):
     assert torch.__version__.startswith(manifest["versions"]["torch"])
     assert manifest["data"] == {"train_items": 60, "sampled": 240, "accepted": 120}
     assert manifest["settings"]["seed"] == 0
+
+
+def test_a_stopped_pretraining_goes_on(tmp_path, monkeypatch):
+    """Stopped after a state was saved, and run again: the same base, bit for bit, and every line of its log once."""
+    from study import pretrain
+
+    monkeypatch.setattr(pretrain, "SAVE_STEPS", 20)
+    shape = {"hidden": 16, "layers": 1, "heads": 2, "intermediate": 32}
+
+    def made(folder):
+        pretrain.pretrain(pretrain.PretrainSettings(output_dir=folder, steps=60, batch=8, items=40, shape=shape))
+        return hash_weights(folder)
+
+    whole = made(tmp_path / "whole")
+    save = pretrain.save_state
+
+    def save_and_stop(settings, step, *rest):
+        save(settings, step, *rest)
+        if step == 40:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretrain, "save_state", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        made(tmp_path / "stopped")
+    monkeypatch.setattr(pretrain, "save_state", save)
+    assert made(tmp_path / "stopped") == whole
+    assert [line["step"] for line in read_lines(tmp_path / "stopped" / "metrics.jsonl")] == [50, 60]
+    assert not (tmp_path / "stopped" / pretrain.STATE).exists()
