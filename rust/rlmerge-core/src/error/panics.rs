@@ -8,15 +8,19 @@ thread_local! {
     static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// From now on a panic prints nothing by itself: whoever catches it makes an error of it, which says where it was.
-/// With `RLMERGE_DEBUG` set it prints what it always does.
+/// How the names of the engine's threads begin.
+const THREAD: &str = "rlmerge";
+
+/// From now on a panic in a thread of the engine prints nothing by itself: whoever catches it makes an error of it, which
+/// says where it was. With `RLMERGE_DEBUG` set it prints what it always does.
 pub fn keep_panics_short() {
     let before = take_hook();
     set_hook(Box::new(move |panic| {
         let place = panic.location().map(ToString::to_string);
         // A thread that is ending has no place to keep it any more.
         let _ = PLACE.try_with(|kept| kept.replace(place));
-        if std::env::var_os("RLMERGE_DEBUG").is_some_and(|v| !v.is_empty() && v != "0") {
+        let ours = std::thread::current().name().is_some_and(|name| name.starts_with(THREAD));
+        if !ours || std::env::var_os("RLMERGE_DEBUG").is_some_and(|v| !v.is_empty() && v != "0") {
             before(panic);
         }
     }));

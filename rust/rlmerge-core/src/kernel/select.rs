@@ -326,7 +326,9 @@ impl Selection {
         } else if !tally.is_full {
             let before = tally.score_keys.len();
             let score = |key: u64| f64::from_bits(self.magnitude(key));
-            let (low, last) = (score(self.low), score(self.end() - 1));
+            // Keys below that of −∞ are those of NaN, with which nothing compares.
+            let low = score(self.low.max(score_key(f64::NEG_INFINITY)));
+            let last = score(self.end() - 1);
             tally.above += collect_scores(level, scores, low, last, &mut tally.score_keys);
             tally.write_down(tally.score_keys.len() - before, self.room);
         }
