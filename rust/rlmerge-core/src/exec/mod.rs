@@ -452,7 +452,8 @@ mod tests {
             assert_eq!((error.code(), error.exit_code()), ("internal", 1));
             let text = error.to_string();
             assert!(
-                text.starts_with("internal error (a bug in rlmerge): asked to (") && text.contains("output.rs:"),
+                text.starts_with("internal error (a bug in rlmerge): asked to (")
+                    && text.contains("output.rs:"),
                 "{text}"
             );
             assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3, "something was left behind");
