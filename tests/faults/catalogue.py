@@ -891,7 +891,13 @@ def slow_disk(scene: Scene) -> None:
     scene.look(scene.run(*slow, *scene.merge.command()), (0,), "slow")
     for _ in range(3):
         process = subprocess.Popen(
-            [*slow, *scene.merge.command()], cwd=scene.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*slow, *scene.merge.command()],
+            cwd=scene.root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # Jobs in the background have it ignored, and what they start inherits that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         scene.runs += 1
         end = time.monotonic() + 30

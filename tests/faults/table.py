@@ -28,6 +28,11 @@ it counts the states of a disk. Random kills of a longer merge are in [kill-cycl
 """
 
 
+def details(wrong: list[str]) -> str:
+    """What ended otherwise, line by line."""
+    return "\nWhat ended otherwise:\n\n" + "".join(f"- `{line[:300]}`\n" for line in wrong) if wrong else ""
+
+
 def main() -> int:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -35,7 +40,10 @@ def main() -> int:
     parser.add_argument("--only", default="", help="numbers of faults")
     parser.add_argument("--folder", type=Path, help="where the models go; a temporary folder if unset")
     given = parser.parse_args()
+    # Some faults take the working folder away.
+    page = given.page and given.page.resolve()
     only = [number for number in given.only.split(",") if number]
+    wrong: list[str] = []
     rows, failed, counts = [], False, {"made": 0, "runs": 0, "otherwise": 0, "elsewhere": 0}
     with tempfile.TemporaryDirectory(prefix="rlmerge-faults-", dir=given.folder) as folder:
         scene = Scene(Path(folder).resolve())
@@ -65,17 +73,17 @@ def main() -> int:
                     result = f"cannot be made here: {reason}"
                     counts["elsewhere"] += 1
                 failed = failed or bool(scene.wrong)
-                for line in scene.wrong:
-                    print(f"{fault.number}: {line}", file=sys.stderr)
+                wrong += [f"{fault.number}: {' '.join(line.split())}" for line in scene.wrong]
+                print(*wrong[len(wrong) - len(scene.wrong) :], sep="\n", end="\n" * bool(scene.wrong), file=sys.stderr)
             rows.append(f"| {fault.number} | {fault.name} | {fault.expected} | {runs} | {result} |")
             print(f"{rows[-1]} {time.monotonic() - start:.1f} s", flush=True)
-    if given.page is not None and not only:
+    if page is not None and not only:
         total = "{made} faults were made in {runs} runs, {otherwise} of them ended otherwise than expected; "
         total = (
             total.format(**counts)
             + f"{counts['elsewhere']} are tested elsewhere or cannot be made on the machine that wrote this."
         )
-        given.page.write_text(PAGE + "\n".join(rows) + f"\n\n{total}\n")
+        page.write_text(PAGE + "\n".join(rows) + f"\n\n{total}\n" + details(wrong))
     return int(failed)
 
 

@@ -36,6 +36,12 @@ def begin() -> None:
 def end() -> None:
     """Say that nothing is left to clean up."""
     _at_work[0] = False
+    if not _received:
+        return
+    # The interpreter gives signals back to the system while it ends; one more would take the place of the exit code.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is _interrupt:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def exit_code() -> int:
