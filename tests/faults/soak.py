@@ -16,8 +16,8 @@ import rlmerge
 from tests.faults.merges import remove, write_models
 
 METHODS = ("ties", "task_arithmetic", "dare_ties")
-#: Merges after which the allocator has what it needs.
-WARM = 20
+#: Merges after which the allocator has what it needs; without them 2000 merges took 1.5 MB, most of it at first.
+WARM = 300
 
 
 def resident() -> int:
