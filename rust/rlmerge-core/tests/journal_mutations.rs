@@ -5,15 +5,16 @@
 //! going on with it writes the bytes of an unbroken run or refuses, and touches nothing but the stage and the output.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod fuzzing;
 #[allow(dead_code, reason = "other tests use the rest")]
 mod models;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
+use fuzzing::Random;
 use rlmerge_core::error::Error;
 use rlmerge_core::exec::{self, Observer};
 use serde_json::json;
@@ -23,21 +24,6 @@ const JOURNAL: &str = "rlmerge.journal";
 const ROUNDS: u64 = 100;
 /// Longest that one of them may take, on a machine that does other things besides.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// xorshift64*: small, and the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-    fn below(&mut self, n: usize) -> usize {
-        if n == 0 { 0 } else { (self.next() >> 33) as usize % n }
-    }
-}
 
 /// What is put into a record or a report.
 const WORDS: &[&str] = &[
@@ -77,7 +63,7 @@ fn mutate(random: &mut Random, text: &[u8]) -> Vec<u8> {
         match random.below(6) {
             0 if at < out.len() => out[at] ^= 1 << random.below(8),
             1 => drop(out.drain(at..end)),
-            2 => drop(out.splice(at..at, WORDS[random.below(WORDS.len())].bytes())),
+            2 => drop(out.splice(at..at, random.pick(WORDS).bytes())),
             3 | 4 => value(random, &mut out),
             _ => {
                 let piece = out[at..end].to_vec();
@@ -95,7 +81,7 @@ fn value(random: &mut Random, out: &mut Vec<u8>) {
     let Some(start) = starts.get(random.below(starts.len())) else { return };
     let begin = start + 1;
     let end = (begin..out.len()).find(|i| matches!(out[*i], b',' | b'}' | b']')).unwrap_or(out.len());
-    drop(out.splice(begin..end, WORDS[random.below(WORDS.len())].bytes()));
+    drop(out.splice(begin..end, random.pick(WORDS).bytes()));
 }
 
 /// A line of a journal whose checksum holds.
@@ -104,22 +90,14 @@ fn line(record: &[u8]) -> Vec<u8> {
     [sum.as_bytes(), b" ", record, b"\n"].concat()
 }
 
-/// Gives inputs to `check` until there were enough, and says how many it took.
+/// Gives inputs to `check` until there were enough. None may take long.
 fn fuzz(target: &str, mut check: impl FnMut(&mut Random, u64) -> bool) {
-    let seconds: Option<u64> = std::env::var("RLMERGE_FUZZ_SECONDS").ok().map(|s| s.parse().unwrap());
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
-    let start = if seconds.is_some() { now | 1 } else { 0x9e37_79b9_7f4a_7c15 };
-    let mut random = Random(start);
-    let (began, mut rounds, mut accepted) = (Instant::now(), 0, 0);
-    while seconds.map_or(rounds < ROUNDS, |seconds| began.elapsed() < Duration::from_secs(seconds)) {
+    fuzzing::rounds(target, ROUNDS, |random, round, seed| {
         let started = Instant::now();
-        accepted += u64::from(check(&mut random, rounds));
-        assert!(started.elapsed() < PATIENCE, "{target}: round {rounds} of seed {start}");
-        rounds += 1;
-    }
-    let line = format!("fuzz {target}: {rounds} inputs, {accepted} accepted, seed {start}\n");
-    std::io::stdout().write_all(line.as_bytes()).unwrap();
-    assert!(accepted > 0 && accepted < rounds, "{line} reaches one side only");
+        let accepted = check(random, round);
+        assert!(started.elapsed() < PATIENCE, "{target}: round {round} of seed {seed}");
+        accepted
+    });
 }
 
 type Files = BTreeMap<String, Vec<u8>>;
@@ -182,6 +160,7 @@ impl Scene {
                 continue;
             }
             scene.stage = names(&scene.folder()).pop().unwrap();
+            assert_eq!(observer.kept(), Some(&*scene.folder().join(&scene.stage)));
             scene.left = files(&scene.folder().join(&scene.stage));
             fs::remove_dir_all(scene.folder().join(&scene.stage)).unwrap();
         }

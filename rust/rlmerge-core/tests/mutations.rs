@@ -8,13 +8,14 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod agreement;
+mod fuzzing;
 
 use std::fs;
-use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Component, Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
+use fuzzing::Random;
 use rlmerge_core::dtype::DType;
 use rlmerge_core::plan::recipe::Recipe;
 use rlmerge_core::shard::{MAX_RANK, read_header, read_index};
@@ -24,27 +25,6 @@ use serde_json::Value;
 const ROUNDS: u64 = 20_000;
 /// Longest time that one small input may take, on a machine that does other things besides.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// xorshift64*: small, and the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-    fn below(&mut self, n: usize) -> usize {
-        if n == 0 { 0 } else { (self.next() >> 33) as usize % n }
-    }
-    fn one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-    fn pick<'a, T: ?Sized>(&mut self, of: &[&'a T]) -> &'a T {
-        of[self.below(of.len())]
-    }
-}
 
 /// What stands in such files, and what stands there when somebody means harm.
 const WORDS: &[&str] = &[
@@ -124,7 +104,7 @@ fn mutate(random: &mut Random, seed: &[u8], other: &[u8]) -> Vec<u8> {
         let (at, to) = (random.below(out.len() + 1), random.below(out.len() + 1));
         let (begin, end) = (at.min(to), at.max(to));
         // Long cuts leave nothing to look at, so most are short.
-        let end = if random.one_in(4) { end } else { end.min(begin + 12) };
+        let end = if random.below(4) == 0 { end } else { end.min(begin + 12) };
         match random.below(9) {
             0 if !out.is_empty() => {
                 let bit = random.below(8);
@@ -184,47 +164,30 @@ fn fuzz(
     check: impl Fn(&Path, &[u8]) -> bool,
 ) {
     let seeds = corpus(target);
-    let seconds: Option<u64> = std::env::var("RLMERGE_FUZZ_SECONDS").ok().map(|s| s.parse().unwrap());
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
-    let start = if seconds.is_some() { now | 1 } else { 0x9e37_79b9_7f4a_7c15 };
-    let mut random = Random(start);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(format!("{target}.safetensors"));
-    let (began, mut rounds, mut accepted) = (Instant::now(), 0u64, 0u64);
-    let more = |rounds: u64| match seconds {
-        Some(seconds) => began.elapsed() < Duration::from_secs(seconds),
-        None => rounds < ROUNDS,
-    };
-    while more(rounds) {
+    fuzzing::rounds(target, ROUNDS, |random, round, start| {
         let seed = &seeds[random.below(seeds.len())];
-        let input = match seeds.get(rounds as usize) {
+        let input = match seeds.get(round as usize) {
             Some(seed) => seed.clone(),
             None => {
                 let other = &seeds[random.below(seeds.len())];
-                let mutated = mutate(&mut random, seed, other);
-                finish(&mut random, mutated)
+                let mutated = mutate(random, seed, other);
+                finish(random, mutated)
             }
         };
         fs::write(&path, &input).unwrap();
         let started = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| check(&path, &input)));
-        let kept = outcome.is_ok() && started.elapsed() < PATIENCE;
-        if !kept {
+        if outcome.is_err() || started.elapsed() >= PATIENCE {
             let at = keep(target, &input);
             panic!(
-                "{target}: round {rounds} of seed {start} broke a property; the input is in {}",
+                "{target}: round {round} of seed {start} broke a property; the input is in {}",
                 at.display()
             );
         }
-        accepted += u64::from(outcome.unwrap_or(false));
-        rounds += 1;
-    }
-    let line = format!(
-        "fuzz {target}: {rounds} inputs from {} seeds, {accepted} accepted, seed {start}\n",
-        seeds.len()
-    );
-    std::io::stdout().write_all(line.as_bytes()).unwrap();
-    assert!(accepted > 0 && accepted < rounds, "{line} reaches one side only");
+        outcome.unwrap_or(false)
+    });
 }
 
 /// Saves an input that broke something.
@@ -241,11 +204,11 @@ fn keep(target: &str, input: &[u8]) -> PathBuf {
 fn framed(random: &mut Random, mut input: Vec<u8>) -> Vec<u8> {
     let Some(text) = input.get(8..) else { return input };
     let end = text.iter().rposition(|b| *b == b'}').map_or(text.len(), |at| at + 1);
-    if random.one_in(8) {
+    if random.below(8) == 0 {
         return input;
     }
     input[..8].copy_from_slice(&(end as u64).to_le_bytes());
-    if random.one_in(2) {
+    if random.below(2) == 0 {
         let header = serde_json::from_slice::<Value>(&input[8..8 + end]).unwrap_or_default();
         let entries = header.as_object().into_iter().flatten();
         let last = entries.filter_map(|(_, e)| e.get("data_offsets")?.get(1)?.as_u64()).max().unwrap_or(0);

@@ -34,7 +34,7 @@ fn leave(target: &Target, plan: &str) -> PathBuf {
     stage.start_journal(plan);
     let shard = stage.file(SHARD, 8).unwrap();
     shard.write_all_at(b"done", 0).unwrap();
-    stage.record("the first half");
+    stage.record("the first half", 1);
     stage.keep();
     drop(stage);
     let parent = target.path.parent().unwrap();
@@ -64,7 +64,7 @@ fn a_run_goes_on_with_what_another_left() {
     shard.reuse(4);
     shard.write_all_at(b"more", 4).unwrap();
     shard.finish().unwrap();
-    stage.record("the second half");
+    stage.record("the second half", 1);
     stage.write_file("rlmerge.json", b"whole").unwrap();
     stage.commit().unwrap();
     assert_eq!(names(tmp.path()), ["out"]);
@@ -120,7 +120,7 @@ fn the_stage_with_the_most_records_counts() {
     let target = target(tmp.path().join("out"));
     leave(&target, "a plan");
     let Resumed { mut stage, .. } = resume(&target, "a plan").unwrap();
-    stage.record("the second half");
+    stage.record("the second half", 1);
     stage.keep();
     drop(stage);
     leave(&target, "a plan");

@@ -78,12 +78,17 @@ pub fn enter<T: Send>(
             }
         }
     });
-    match (result, raised) {
+    let exception = match (result, raised) {
         // The job had finished before the signal could stop it, or was stopped by it: either way it is raised.
-        (_, Some(exception)) => Err(exception),
-        (Ok(value), None) => Ok(value),
-        (Err(error), None) => Err(to_python(py, &error)),
+        (_, Some(exception)) => exception,
+        (Ok(value), None) => return Ok(value),
+        (Err(error), None) => to_python(py, &error),
+    };
+    if let Some(stage) = observer.kept() {
+        let path = stage.to_string_lossy().into_owned();
+        py.import("rlmerge.errors")?.call_method1("keep_partial", (exception.value(py), path))?;
     }
+    Err(exception)
 }
 
 fn deliver(py: Python<'_>, observer: &Observer, progress: Option<&Bound<'_, PyAny>>) -> PyResult<()> {

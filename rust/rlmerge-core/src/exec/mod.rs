@@ -116,18 +116,52 @@ pub fn run_surveyed(
     }
     match fill(&stage, records.as_deref(), plan, models, sidecars, survey, observer) {
         Ok(report) => {
-            stage.commit()?;
+            let path = stage.path();
+            let keep = keep_asked(plan) || is_dear(plan, &stage);
+            if keep {
+                stage.keep_if_refused();
+            }
+            stage.commit().inspect_err(|error| {
+                if keep && matches!(error, Error::OutputExists { .. }) {
+                    observer.keep(path);
+                }
+            })?;
             Ok(report)
         }
         Err(error) => {
-            // Who asks to go on with a run wants to do so again. After an error of the disk nothing there is trusted:
-            // the system may have dropped bytes that it still shows.
-            if plan.recipe.resume && matches!(error, Error::Cancelled | Error::NoSpace { .. }) {
+            if is_kept(plan, &stage, &error) {
+                observer.keep(stage.path());
                 stage.keep();
             }
             Err(error)
         }
     }
+}
+
+/// Bytes of finished tensors from which on they are kept unasked.
+const DEAR: u64 = 1_000_000_000;
+
+/// Whether what is finished of a run that failed stays for a later one.
+fn is_kept(plan: &MergePlan, stage: &Stage, error: &Error) -> bool {
+    // The next run comes further than this one, if it is the same.
+    let passing = matches!(
+        error,
+        Error::Cancelled | Error::NoSpace { .. } | Error::OutOfMemory { .. } | Error::NonFiniteOutput { .. }
+    );
+    // After an error of the disk nothing there is trusted: the system may have dropped bytes that it still shows.
+    let trusted =
+        !matches!(error, Error::Io { .. } | Error::NotDurable { .. } | Error::ReadBackDiffers { .. });
+    stage.saved() > 0
+        && (passing && (plan.recipe.resume || is_dear(plan, stage)) || trusted && plan.recipe.keep_partial)
+}
+
+fn keep_asked(plan: &MergePlan) -> bool {
+    plan.recipe.resume || plan.recipe.keep_partial
+}
+
+/// Whether the work in a stage is too dear to be thrown away; nothing goes on with a rebuilt model.
+fn is_dear(plan: &MergePlan, stage: &Stage) -> bool {
+    plan.expected.is_none() && stage.saved() >= DEAR
 }
 
 /// An empty stage, or the one that a killed run of the same plan left.

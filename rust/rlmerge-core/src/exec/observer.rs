@@ -1,5 +1,7 @@
 //! What the caller sees of a running merge, and how it stops one.
 
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Progress counters and the cancel flag, shared between the caller and the workers.
@@ -10,6 +12,7 @@ pub struct Observer {
     bytes_total: AtomicU64,
     tensors_done: AtomicU64,
     tensors_total: AtomicU64,
+    kept: OnceLock<PathBuf>,
 }
 
 /// Progress at one moment.
@@ -46,6 +49,17 @@ impl Observer {
             tensors_done: self.tensors_done.load(Ordering::Relaxed),
             tensors_total: self.tensors_total.load(Ordering::Relaxed),
         }
+    }
+
+    /// The stage of a merge that failed, where what was done is kept for a later run.
+    #[must_use]
+    pub fn kept(&self) -> Option<&Path> {
+        self.kept.get().map(PathBuf::as_path)
+    }
+
+    pub(super) fn keep(&self, stage: PathBuf) {
+        // One observer watches one merge.
+        let _ = self.kept.set(stage);
     }
 
     pub(super) fn begin(&self, bytes: u64, tensors: u64) {

@@ -19,13 +19,14 @@ use crate::writer::StagedFile;
 const SCHEMA: &str = "rlmerge.journal/1";
 
 /// What may differ between a run and the one that goes on with it.
-const INDIFFERENT: [&str; 10] = [
+const INDIFFERENT: [&str; 11] = [
     "output",
     "threads",
     "io",
     "durability",
     "force",
     "resume",
+    "keep_partial",
     "verify",
     "verify_inputs",
     "no_symlinks",

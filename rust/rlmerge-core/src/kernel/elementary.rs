@@ -86,6 +86,26 @@ pub fn rough_exp(x: f32) -> f32 {
     power * ((1.0 + r) + square * ((0.5 + r * (1.0 / 6.0)) + square * (1.0 / 24.0 + r * (1.0 / 120.0))))
 }
 
+/// [`rough_exp`] of sixteen numbers, a fraction of its doubt away from what it gives one by one.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+#[inline]
+#[must_use]
+pub(super) fn rough_exp_512(x: std::arch::x86_64::__m512) -> std::arch::x86_64::__m512 {
+    use std::arch::x86_64::*;
+
+    let of = |value| _mm512_set1_ps(value);
+    let rounded = _mm512_fmadd_ps(x, of(std::f32::consts::LOG2_E), of(NARROW_ROUNDER));
+    let r = _mm512_fnmadd_ps(_mm512_sub_ps(rounded, of(NARROW_ROUNDER)), of(std::f32::consts::LN_2), x);
+    let power = _mm512_add_epi32(_mm512_castps_si512(rounded), _mm512_set1_epi32(127));
+    let power = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(power));
+    let square = _mm512_mul_ps(r, r);
+    let third = _mm512_fmadd_ps(r, of(1.0 / 6.0), of(0.5));
+    let fifth = _mm512_fmadd_ps(r, of(1.0 / 120.0), of(1.0 / 24.0));
+    let series = _mm512_fmadd_ps(square, fifth, third);
+    _mm512_mul_ps(power, _mm512_fmadd_ps(square, series, _mm512_add_ps(of(1.0), r)))
+}
+
 /// `tanh(x)`, with full relative precision near zero. NaN stays NaN.
 #[inline(always)]
 #[must_use]

@@ -128,7 +128,13 @@ pub(crate) mod registers {
 
     registers!("avx2", __m256, [f32; 8], load_256 = _mm256_loadu_ps, store_256 = _mm256_storeu_ps);
     registers!("avx512f", __m512, [f32; 16], load_512 = _mm512_loadu_ps, store_512 = _mm512_storeu_ps);
-    registers!("avx512f", __m512d, [f64; 8], load_512_wide = _mm512_loadu_pd);
+    registers!(
+        "avx512f",
+        __m512d,
+        [f64; 8],
+        load_512_wide = _mm512_loadu_pd,
+        store_512_wide = _mm512_storeu_pd
+    );
 }
 
 /// Defines a kernel: a function whose body is compiled for every level and called at the level that

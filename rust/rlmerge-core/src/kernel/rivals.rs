@@ -3,7 +3,7 @@
 
 use super::element::{Rival, add_scaled, compete};
 use super::elementary::rough_exp;
-use super::level::{Level, kernel};
+use super::level::{Level, by_level};
 use super::select::{BITS, ROW};
 
 /// Rough scores are wrong by less than this share: the tangent's argument itself instead of the tangent is, up to
@@ -19,11 +19,15 @@ const LEAST_WIDTH: f64 = 1.0 / 16.0;
 const MOST_SIZE: f64 = 1e30;
 /// The rough exponential is not for arguments below minus this.
 const MOST_EXPERTS: f64 = 64.0;
+/// Numbers of f64 in the widest register.
+const REGISTER: usize = 8;
 
-/// The elements of a chunk whose scores matter.
+/// The elements of a chunk whose scores matter, brought together.
 #[derive(Debug, Default)]
 pub struct Picked {
-    at: Vec<u32>,
+    /// Which elements of each row these are.
+    masks: Vec<u16>,
+    /// Their deltas, and the sums of all experts' there. Behind these and the next there is room for a whole register.
     values: Vec<f64>,
     totals: Vec<f64>,
     scores: Vec<f64>,
@@ -55,17 +59,18 @@ impl Bounds {
 impl Picked {
     /// Picks the elements whose scores are, or may be, within the bounds, and returns how many others are above them.
     pub fn pick(&mut self, level: Level, values: &[f64], total: &[f64], rival: Rival, bounds: Bounds) -> u64 {
-        let most = values.len();
-        if self.at.len() < most {
-            self.at.resize(most, 0);
+        let rows = values.len().div_ceil(ROW);
+        if self.masks.len() < rows {
+            self.masks.resize(rows, 0);
             for buffer in [&mut self.values, &mut self.totals, &mut self.scores, &mut self.shares] {
-                buffer.resize(most, 0.0);
+                buffer.resize(rows * ROW + REGISTER, 0.0);
             }
         }
-        let (len, above) =
-            pick(level, values, total, rival, bounds, &mut self.at, &mut self.values, &mut self.totals);
-        self.len = len;
-        above
+        let mut found = Found::default();
+        let rough = Rough::new(rival, bounds);
+        pick(level, values, total, rough, &mut self.masks, &mut self.values, &mut self.totals, &mut found);
+        self.len = found.len;
+        found.above
     }
 
     /// The scores of what was picked.
@@ -82,61 +87,261 @@ impl Picked {
         scaled.fill(0.0);
         shares.fill(0.0);
         add_scaled(level, &self.values[..len], &self.totals[..len], rival, scaled, shares);
-        for ((at, scaled), own) in self.at.iter().zip(scaled).zip(shares) {
-            mix[*at as usize] += *scaled;
-            share[*at as usize] += *own;
+        put_back(level, &self.masks, &self.scores, &self.shares, mix, share);
+    }
+}
+
+/// What picking gave.
+#[derive(Debug, Clone, Copy, Default)]
+struct Found {
+    len: usize,
+    above: u64,
+}
+
+/// What rough scores need, in f32: these are twice as many at a time.
+#[derive(Debug, Clone, Copy)]
+struct Rough {
+    low: f32,
+    high: f32,
+    count: f32,
+    by: f32,
+    plus: f32,
+    least: f32,
+    enough: f32,
+    peak: f32,
+}
+
+impl Rough {
+    fn new(rival: Rival, bounds: Bounds) -> Self {
+        let width = (rival.high - rival.low) as f32;
+        let (by, plus) = if width > 0.0 { (1.0 / width, 0.0) } else { (0.0, 1.0) };
+        let [low, high, count] = [rival.low, rival.high, rival.count].map(|v| v as f32);
+        let [least, enough, peak] = [bounds.low, bounds.high, bounds.peak].map(|v| v as f32);
+        Self { low, high, count, by, plus, least, enough, peak }
+    }
+}
+
+by_level! {
+    /// Marks the elements whose scores are, or may be, within the bounds in `masks`, and brings them together in `picked`
+    /// and `picked_totals`. Levels may doubt other elements; exact scores decide about all of them.
+    #[allow(clippy::too_many_arguments, reason = "kernels take plain slices and numbers")]
+    fn pick(
+        values: &[f64], total: &[f64], rough: Rough, masks: &mut [u16], picked: &mut [f64],
+        picked_totals: &mut [f64], found: &mut Found,
+    ) = pick_rows, x86::pick_256, x86::pick_512;
+}
+
+by_level! {
+    /// Adds what was computed of the picked elements where they came from.
+    fn put_back(
+        masks: &[u16], scaled: &[f64], shares: &[f64], mix: &mut [f64], share: &mut [f64],
+    ) = put_back_rows, put_back_rows, x86::put_back_512;
+}
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "kernels take plain slices and numbers")]
+fn pick_rows(
+    values: &[f64],
+    total: &[f64],
+    rough: Rough,
+    masks: &mut [u16],
+    picked: &mut [f64],
+    picked_totals: &mut [f64],
+    found: &mut Found,
+) {
+    let Rough { low, high, count, by, plus, least, enough, peak } = rough;
+    let ((vs, v_tail), (ts, t_tail)) = (values.as_chunks::<ROW>(), total.as_chunks::<ROW>());
+    for ((v, t), mask) in vs.iter().zip(ts).zip(&mut *masks) {
+        let (mut marks, mut sure) = ([0u32; ROW], 0u32);
+        for i in 0..ROW {
+            let (v, t) = (v[i] as f32, t[i] as f32);
+            let size = v.abs();
+            let size = if size > high { high } else { size };
+            let size = if size < low { low } else { size };
+            let m = (size - low) * by + plus;
+            let product = v * t;
+            let score = rough_exp(count * (m * m - 1.0)) * product;
+            let (most, at_least) = (score * (1.0 + DOUBT), score * (1.0 - DOUBT));
+            let known = product <= REACH;
+            let below = known & (most < least);
+            let over = known & (at_least >= enough) & (most <= peak);
+            marks[i] = if below | over { 0 } else { BITS[i] };
+            sure += u32::from(over);
+        }
+        let inside = marks.iter().fold(0, |all, mark| all | mark);
+        *mask = inside as u16;
+        found.above += u64::from(sure);
+        let mut left = inside;
+        while left != 0 {
+            let i = left.trailing_zeros() as usize;
+            (picked[found.len], picked_totals[found.len]) = (v[i], t[i]);
+            found.len += 1;
+            left &= left - 1;
+        }
+    }
+    pick_tail(v_tail, t_tail, &mut masks[vs.len()..], picked, picked_totals, found);
+}
+
+/// Of the last elements, fewer than a row, all are picked.
+fn pick_tail(
+    values: &[f64],
+    total: &[f64],
+    masks: &mut [u16],
+    picked: &mut [f64],
+    picked_totals: &mut [f64],
+    found: &mut Found,
+) {
+    if values.is_empty() {
+        return;
+    }
+    masks[0] = (1 << values.len()) - 1;
+    picked[found.len..][..values.len()].copy_from_slice(values);
+    picked_totals[found.len..][..values.len()].copy_from_slice(total);
+    found.len += values.len();
+}
+
+fn put_back_rows(masks: &[u16], scaled: &[f64], shares: &[f64], mix: &mut [f64], share: &mut [f64]) {
+    let mut from = scaled.iter().zip(shares);
+    for ((mask, mix), share) in masks.iter().zip(mix.chunks_mut(ROW)).zip(share.chunks_mut(ROW)) {
+        let mut left = *mask;
+        while left != 0 {
+            let i = left.trailing_zeros() as usize;
+            let Some((scaled, own)) = from.next() else { return };
+            mix[i] += scaled;
+            share[i] += own;
+            left &= left - 1;
         }
     }
 }
 
-kernel! {
-    /// Puts the elements whose scores are, or may be, within the bounds into `at`, `picked` and `picked_totals`. Returns
-    /// how many these are, and how many others are above.
-    fn pick(
-        values: &[f64], total: &[f64], rival: Rival, bounds: Bounds,
-        at: &mut [u32], picked: &mut [f64], picked_totals: &mut [f64],
-    ) -> (usize, u64) {
-        // In f32: these are twice as many at a time.
-        let [low, high, count] = [rival.low, rival.high, rival.count].map(|v| v as f32);
-        let [least_score, enough, peak] = [bounds.low, bounds.high, bounds.peak].map(|v| v as f32);
-        let width = (rival.high - rival.low) as f32;
-        let (by, plus) = if width > 0.0 { (1.0 / width, 0.0) } else { (0.0, 1.0) };
-        let (mut len, mut above) = (0, 0);
-        let ((vs, v_tail), (ts, t_tail)) = (values.as_chunks::<ROW>(), total.as_chunks::<ROW>());
-        for (row, (v, t)) in vs.iter().zip(ts).enumerate() {
-            let (mut marks, mut sure) = ([0u32; ROW], 0u32);
-            for i in 0..ROW {
-                let (v, t) = (v[i] as f32, t[i] as f32);
-                let size = v.abs();
-                let size = if size > high { high } else { size };
-                let size = if size < low { low } else { size };
-                let m = (size - low) * by + plus;
-                let product = v * t;
-                let rough = rough_exp(count * (m * m - 1.0)) * product;
-                let (most, least) = (rough * (1.0 + DOUBT), rough * (1.0 - DOUBT));
-                let known = product <= REACH;
-                let below = known & (most < least_score);
-                let over = known & (least >= enough) & (most <= peak);
-                marks[i] = if below | over { 0 } else { BITS[i] };
-                sure += u32::from(over);
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::super::elementary::rough_exp_512;
+    use super::super::level::registers::{load_512_wide, store_512_wide};
+    use super::{DOUBT, Found, REACH, REGISTER, ROW, Rough, pick_rows, pick_tail};
+
+    #[target_feature(enable = "avx2,popcnt,bmi1,fma")]
+    #[allow(clippy::too_many_arguments, reason = "kernels take plain slices and numbers")]
+    pub fn pick_256(
+        values: &[f64],
+        total: &[f64],
+        rough: Rough,
+        masks: &mut [u16],
+        picked: &mut [f64],
+        picked_totals: &mut [f64],
+        found: &mut Found,
+    ) {
+        pick_rows(values, total, rough, masks, picked, picked_totals, found);
+    }
+
+    /// As [`pick_rows`], with an instruction that brings marked elements together.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,popcnt,bmi1,fma")]
+    #[allow(clippy::too_many_arguments, reason = "kernels take plain slices and numbers")]
+    pub fn pick_512(
+        values: &[f64],
+        total: &[f64],
+        rough: Rough,
+        masks: &mut [u16],
+        picked: &mut [f64],
+        picked_totals: &mut [f64],
+        found: &mut Found,
+    ) {
+        let [low, high, count, by, plus] =
+            [rough.low, rough.high, rough.count, rough.by, rough.plus].map(|v| _mm512_set1_ps(v));
+        let [least, enough, peak] = [rough.least, rough.enough, rough.peak].map(|v| _mm512_set1_ps(v));
+        let (one, reach) = (_mm512_set1_ps(1.0), _mm512_set1_ps(REACH));
+        let (more, less) = (_mm512_set1_ps(1.0 + DOUBT), _mm512_set1_ps(1.0 - DOUBT));
+        let ((vs, v_tail), (ts, t_tail)) = (values.as_chunks::<REGISTER>(), total.as_chunks::<REGISTER>());
+        let ((vs, v_odd), (ts, t_odd)) = (vs.as_chunks::<2>(), ts.as_chunks::<2>());
+        let (mut len, mut above) = (found.len, 0);
+        for ((v, t), mask) in vs.iter().zip(ts).zip(&mut *masks) {
+            let v = [load_512_wide(&v[0]), load_512_wide(&v[1])];
+            let t = [load_512_wide(&t[0]), load_512_wide(&t[1])];
+            let (value, all) = (narrow(v), narrow(t));
+            // The second operand where either is NaN.
+            let size = _mm512_max_ps(low, _mm512_min_ps(high, _mm512_abs_ps(value)));
+            let m = _mm512_fmadd_ps(_mm512_sub_ps(size, low), by, plus);
+            let product = _mm512_mul_ps(value, all);
+            let power = rough_exp_512(_mm512_mul_ps(count, _mm512_fmsub_ps(m, m, one)));
+            let score = _mm512_mul_ps(power, product);
+            let (most, at_least) = (_mm512_mul_ps(score, more), _mm512_mul_ps(score, less));
+            let known = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(product, reach);
+            let below = known & _mm512_cmp_ps_mask::<_CMP_LT_OQ>(most, least);
+            let over = known
+                & _mm512_cmp_ps_mask::<_CMP_GE_OQ>(at_least, enough)
+                & _mm512_cmp_ps_mask::<_CMP_LE_OQ>(most, peak);
+            let inside = !(below | over);
+            *mask = inside;
+            above += over.count_ones();
+            if inside == 0 {
+                continue;
             }
-            let mut inside = 0;
-            for mark in marks {
-                inside |= mark;
-            }
-            above += u64::from(sure);
-            while inside != 0 {
-                let i = inside.trailing_zeros() as usize;
-                (at[len], picked[len], picked_totals[len]) = ((row * ROW + i) as u32, v[i], t[i]);
-                len += 1;
-                inside &= inside - 1;
+            for (half, mask) in [inside as u8, (inside >> REGISTER) as u8].into_iter().enumerate() {
+                store(_mm512_maskz_compress_pd(mask, v[half]), picked, len);
+                store(_mm512_maskz_compress_pd(mask, t[half]), picked_totals, len);
+                len += mask.count_ones() as usize;
             }
         }
-        for (i, (v, t)) in v_tail.iter().zip(t_tail).enumerate() {
-            (at[len], picked[len], picked_totals[len]) = ((vs.len() * ROW + i) as u32, *v, *t);
-            len += 1;
+        (found.len, found.above) = (len, found.above + u64::from(above));
+        let mut rest = [[0.0; ROW]; 2];
+        let odd = v_odd.len() * REGISTER;
+        for (rest, (odd, tail)) in rest.iter_mut().zip([(v_odd, v_tail), (t_odd, t_tail)]) {
+            let numbers = odd.iter().flatten().chain(tail);
+            rest.iter_mut().zip(numbers).for_each(|(rest, number)| *rest = *number);
         }
-        (len, above)
+        let len = odd + v_tail.len();
+        pick_tail(&rest[0][..len], &rest[1][..len], &mut masks[vs.len()..], picked, picked_totals, found);
+    }
+
+    #[target_feature(enable = "avx512f,avx512dq")]
+    #[inline]
+    fn narrow([low, high]: [__m512d; 2]) -> __m512 {
+        let low = _mm512_castps256_ps512(_mm512_cvtpd_ps(low));
+        _mm512_insertf32x8::<1>(low, _mm512_cvtpd_ps(high))
+    }
+
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn store(register: __m512d, numbers: &mut [f64], at: usize) {
+        if let Some(room) = numbers.get_mut(at..).and_then(<[f64]>::first_chunk_mut::<REGISTER>) {
+            store_512_wide(register, room);
+        }
+    }
+
+    /// As [`put_back_rows`]; zeros are added to all other elements, none of which is −0.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,popcnt")]
+    pub fn put_back_512(masks: &[u16], scaled: &[f64], shares: &[f64], mix: &mut [f64], share: &mut [f64]) {
+        let mut from = 0;
+        let ((mixes, mix_tail), (all, share_tail)) =
+            (mix.as_chunks_mut::<REGISTER>(), share.as_chunks_mut::<REGISTER>());
+        let ((mixes, mix_odd), (all, share_odd)) = (mixes.as_chunks_mut::<2>(), all.as_chunks_mut::<2>());
+        for ((mask, mix), share) in masks.iter().zip(mixes).zip(all) {
+            if *mask == 0 {
+                continue;
+            }
+            for half in 0..2 {
+                let mask = (*mask >> (half * REGISTER)) as u8;
+                add(mask, scaled, from, &mut mix[half]);
+                add(mask, shares, from, &mut share[half]);
+                from += mask.count_ones() as usize;
+            }
+        }
+        for (tail, odd, of) in [(mix_tail, mix_odd, scaled), (share_tail, share_odd, shares)] {
+            // Of the last elements all were picked.
+            let numbers = odd.iter_mut().flatten().chain(tail);
+            numbers.zip(&of[from..]).for_each(|(sum, number)| *sum += *number);
+        }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn add(mask: u8, numbers: &[f64], at: usize, to: &mut [f64; REGISTER]) {
+        if let Some(from) = numbers.get(at..).and_then(<[f64]>::first_chunk::<REGISTER>) {
+            let spread = _mm512_maskz_expand_pd(mask, load_512_wide(from));
+            store_512_wide(_mm512_add_pd(load_512_wide(to), spread), to);
+        }
     }
 }
 

@@ -213,6 +213,18 @@ fn count(counts: [u32; LANES]) -> u64 {
     counts.iter().map(|c| u64::from(*c)).sum()
 }
 
+/// In how many places two numbers are a hit. Not by rows: counters of lanes alone make the compiler gather the same lane
+/// of many rows.
+#[inline(always)]
+fn hits<T: Copy, U: Copy>(a: &[T], b: &[U], hit: impl Fn(T, U) -> bool) -> u64 {
+    // Of one chunk.
+    let mut count = 0u32;
+    for (a, b) in a.iter().zip(b) {
+        count += u32::from(hit(*a, *b));
+    }
+    u64::from(count)
+}
+
 /// The value, or zero: by a mask, because a choice makes the compiler keep sums in memory and store them by halves.
 #[inline(always)]
 fn only(when: bool, value: f64) -> f64 {
@@ -372,9 +384,7 @@ macro_rules! width {
 
             kernel! {
                 fn count_shared(delta: &[$ty], epsilon: f64, owners: &[f64]) -> u64 {
-                    let mut counts = [0u32; LANES];
-                    rows!(|i| counts[i] += u32::from((f64::from(delta).abs() > epsilon) & (owners > 1.0)), delta, owners);
-                    count(counts)
+                    hits(delta, owners, |d, owners| (f64::from(d).abs() > epsilon) & (owners > 1.0))
                 }
             }
 
@@ -440,9 +450,7 @@ macro_rules! width {
 
             kernel! {
                 fn count_low(delta: &[$ty], base: &[$ty], epsilon: $ty, below: $ty) -> u64 {
-                    let mut counts = [0u32; LANES];
-                    rows!(|i| counts[i] += u32::from((delta.abs() > epsilon) & (base.abs() < below)), delta, base);
-                    count(counts)
+                    hits(delta, base, |d, b| (d.abs() > epsilon) & (b.abs() < below))
                 }
             }
 

@@ -245,6 +245,7 @@ impl MergePlan {
             durability: request.durability,
             force: request.force,
             resume: false,
+            keep_partial: false,
             verify: false,
             strict: false,
             on_overflow: super::recipe::OnOverflow::default(),

@@ -155,6 +155,9 @@ pub struct Recipe {
     /// Whether to go on with what a killed run of the same merge left.
     #[serde(default)]
     pub resume: bool,
+    /// Whether what was done stays beside the output when the merge fails.
+    #[serde(default)]
+    pub keep_partial: bool,
     /// Whether everything is read back before it is published.
     #[serde(default)]
     pub verify: bool,

@@ -27,6 +27,14 @@ impl Stage {
     /// [`Error::NotDurable`] when the output is in place but the folder around it could not be
     /// synced; [`Error::Internal`] when a file was not finished.
     pub fn commit(mut self) -> Result<()> {
+        let result = self.publish();
+        if self.keep_refused && matches!(result, Err(Error::OutputExists { .. })) {
+            self.keep = true;
+        }
+        result
+    }
+
+    fn publish(&mut self) -> Result<()> {
         let single = self.check_finished()?;
         journal::remove(&self.dir)
             .map_err(|e| Error::io(&self.target.path, "removing the journal of the stage", e))?;

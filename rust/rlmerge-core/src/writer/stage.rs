@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::hash::BuildHasher as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -34,8 +35,12 @@ pub struct Stage {
     pub(super) dir: OwnedFd,
     pub(super) entries: Mutex<Vec<Entry>>,
     journal: Journal,
+    /// Bytes of tensors that a run that goes on with this stage need not compute.
+    saved: AtomicU64,
     /// Whether the folder outlives this value: it was published, or its work is worth keeping.
     pub(super) keep: bool,
+    /// Whether a finished stage outlives a commit that found the name of the output taken.
+    pub(super) keep_refused: bool,
 }
 
 #[derive(Debug)]
@@ -82,7 +87,9 @@ impl Stage {
             dir,
             entries: Mutex::default(),
             journal: Journal::default(),
+            saved: AtomicU64::new(0),
             keep: false,
+            keep_refused: false,
         })
     }
 
@@ -139,7 +146,9 @@ impl Stage {
             dir: found.dir,
             entries: Mutex::default(),
             journal: Journal::default(),
+            saved: AtomicU64::new(0),
             keep: false,
+            keep_refused: false,
         };
         stage.journal.resume(&stage.dir, &contents);
         Ok(Resumed { stage, records: Some(contents.records) })
@@ -150,14 +159,31 @@ impl Stage {
         self.journal.start(&self.dir, header);
     }
 
-    /// Adds a record to the journal. It must be one line.
-    pub fn record(&self, record: &str) {
+    /// Adds a record to the journal, which saves a later run so many bytes. It must be one line.
+    pub fn record(&self, record: &str, saved: u64) {
         self.journal.append(record);
+        self.count(saved);
+    }
+
+    /// Counts bytes of an earlier run that are still good.
+    pub fn count(&self, saved: u64) {
+        self.saved.fetch_add(saved, Ordering::Relaxed);
+    }
+
+    /// Bytes of tensors that are finished, and need not be computed by a run that goes on with this stage.
+    #[must_use]
+    pub fn saved(&self) -> u64 {
+        self.saved.load(Ordering::Relaxed)
     }
 
     /// Leaves the stage where it is when this value goes without a commit: a later run goes on with it.
     pub fn keep(&mut self) {
         self.keep = true;
+    }
+
+    /// Leaves the stage where it is when all is finished and the output came to be meanwhile, by another hand.
+    pub fn keep_if_refused(&mut self) {
+        self.keep_refused = true;
     }
 
     /// The file of `len` bytes that an earlier run made, if it is there, and whether it is; else a new one.

@@ -162,6 +162,9 @@ impl<'a> Run<'a> {
             if let Some(marks) = self.files.get(self.plan.layout.shards.len()) {
                 marks.reuse(self.plan.mark_rows(planned) as u64 * marks::row_bytes(planned.elements));
             }
+            if let Some(stage) = self.stage {
+                stage.count(planned.bytes);
+            }
             self.statistics.keep(at, tensor);
             self.finished[at] = true;
         }

@@ -101,7 +101,9 @@ impl Run<'_> {
         if let Some(finished) = self.statistics.add(self.plan, id.tensor, id.index, stats) {
             slice.check_unchanged()?;
             if let Some(stage) = self.stage {
-                stage.record(&resume::record(id.tensor, &finished));
+                let tensor = &self.plan.tensors[id.tensor];
+                let saved = if self.is_whole_model(tensor) { 0 } else { tensor.bytes };
+                stage.record(&resume::record(id.tensor, &finished), saved);
             }
             self.statistics.keep(id.tensor, finished);
             self.observer.add_tensor();
