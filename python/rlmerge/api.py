@@ -63,6 +63,7 @@ def merge(
     durability: str | None = None,
     force: bool = False,
     resume: bool = False,
+    keep_partial: bool = False,
     verify: bool = False,
     strict: bool = False,
     on_overflow: str | None = None,
@@ -125,7 +126,11 @@ def merge(
     resume
         Go on with what a killed run of this very merge left beside the output, if there is anything: tensors that it
         had finished, and whose bytes are still there, are not merged again. The output is the same to the byte. When
-        such a call is interrupted in turn, or the disk is full, what it did is kept for the next.
+        such a call is interrupted in turn, or the disk or the memory is full, what it did is kept for the next.
+    keep_partial
+        Keep what was done when the merge fails, for a later call with ``resume``; the exception's ``partial`` says
+        where. An interrupted merge keeps it unasked from a gigabyte of finished tensors on. After an error of the disk
+        nothing is kept.
     verify
         Read everything back from the disk before the output appears, and compare it with what was computed.
     strict
@@ -193,6 +198,7 @@ def merge(
         durability=durability,
         force=force,
         resume=resume,
+        keep_partial=keep_partial,
         verify=verify,
         strict=strict,
         on_overflow=on_overflow,
@@ -225,6 +231,7 @@ def plan(
     durability: str | None = None,
     force: bool = False,
     resume: bool = False,
+    keep_partial: bool = False,
     verify: bool = False,
     strict: bool = False,
     on_overflow: str | None = None,
@@ -238,8 +245,8 @@ def plan(
     Parameters
     ----------
     models, method, base, output, recipe, parameters, treat, lines, match_norm, match_norm_scope, seed, dtype, compat,
-    shard_size, threads, io, durability, force, resume, verify, strict, on_overflow, int_from, verify_inputs,
-    no_symlinks
+    shard_size, threads, io, durability, force, resume, keep_partial, verify, strict, on_overflow, int_from,
+    verify_inputs, no_symlinks
         As for ``merge``.
     **method_parameters
         As for ``merge``.
@@ -303,7 +310,7 @@ def plan(
     wanted.strict = wanted.strict or strict
     wanted.verify_inputs = wanted.verify_inputs or verify_inputs
     wanted.no_symlinks = wanted.no_symlinks or no_symlinks
-    return _prepare(wanted, force=force, resume=resume, verify=verify)
+    return _prepare(wanted, force=force, resume=resume, keep_partial=keep_partial, verify=verify)
 
 
 def expand(
@@ -554,7 +561,7 @@ def _request(
     )
 
 
-def _prepare(wanted: Recipe, *, force: bool, resume: bool, verify: bool) -> Plan:
+def _prepare(wanted: Recipe, *, force: bool, resume: bool, keep_partial: bool, verify: bool) -> Plan:
     # The name is judged before anything is looked up or downloaded.
     method = find_method(wanted.method)
     names = [expert.path for expert in wanted.models]
@@ -612,6 +619,7 @@ def _prepare(wanted: Recipe, *, force: bool, resume: bool, verify: bool) -> Plan
         "durability": wanted.durability or DURABILITIES[0],
         "force": force,
         "resume": resume,
+        "keep_partial": keep_partial,
         "verify": verify,
         "strict": wanted.strict,
         "on_overflow": wanted.on_overflow or OVERFLOWS[0],

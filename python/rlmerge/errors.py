@@ -19,6 +19,7 @@ __all__ = [
     "RecipeError",
     "RlmergeError",
     "from_core",
+    "keep_partial",
     "model_not_found",
 ]
 
@@ -40,11 +41,18 @@ class RlmergeError(Exception):
         What to do next.
     errno
         The system's error number, when the operating system refused.
+
+    Attributes
+    ----------
+    partial
+        Where what a merge had done is kept, for ``resume``; None when nothing was. The ``KeyboardInterrupt`` of an
+        interrupted merge has it too, if anything is kept.
     """
 
     default_code = "internal"
     default_exit_code = 1
     kind = "bug"
+    partial: Path | None = None
 
     def __init__(
         self,
@@ -73,11 +81,12 @@ class RlmergeError(Exception):
         return self.message
 
     def __reduce__(self) -> tuple[object, ...]:
+        state = {"partial": self.partial} if self.partial is not None else None
         # The classes with a built-in second base are made on demand, so pickle cannot find them by name.
         path = str(self.path) if self.path is not None else None
         number = self.errno if isinstance(self, OSError) else None
         arguments = (self.code, self.exit_code, self.kind, self.message, path, self.tensor, self.hint, number)
-        return (from_core, arguments)
+        return (from_core, arguments, state)
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields as plain values, as ``--json`` prints them."""
@@ -88,6 +97,7 @@ class RlmergeError(Exception):
             "path": str(self.path) if self.path is not None else None,
             "tensor": self.tensor,
             "hint": self.hint,
+            "partial": str(self.partial) if self.partial is not None else None,
         }
 
 
@@ -202,6 +212,15 @@ def from_core(
     if builtin is not None:
         cls = _with_builtin(cls, builtin)
     return cls(message, code=code, exit_code=exit_code, path=path, tensor=tensor, hint=hint, errno=errno)
+
+
+def keep_partial(error: BaseException, path: str) -> None:
+    """Note on the exception of a merge that what was done is kept in this stage."""
+    error.partial = Path(path)  # type: ignore[attr-defined]
+    if getattr(error, "code", None) == "output_exists":
+        error.add_note(f"what this merge made is whole, and kept in {path}")
+    else:
+        error.add_note(f"what was done is kept in {path}; the same merge with resume=True goes on from there")
 
 
 def model_not_found(message: str, path: str, hint: str) -> BaseException:

@@ -57,14 +57,18 @@ def soak(root: Path, merges: int, megabytes: float) -> dict:
             descriptors.append(count("fd"))
             threads.append(count("task"))
     slope = np.polyfit(np.arange(merges), memory, 1)[0]
-    between = lambda values: [min(values) - values[0], max(values) - values[0]]  # noqa: E731
     return {
         "merges": merges,
         "bytes_each": float(slope),
         "memory": (memory[0], memory[-1], max(memory)),
-        "descriptors": between(descriptors),
-        "threads": between(threads),
+        "descriptors": _between(descriptors),
+        "threads": _between(threads),
     }
+
+
+def _between(values: list[int]) -> list[int]:
+    """How far below and above the first the others are."""
+    return [min(values) - values[0], max(values) - values[0]]
 
 
 def main() -> int:

@@ -180,7 +180,7 @@ def test_signals_while_at_work(merge, number, code, resume):
     assert "Traceback" not in err
     assert bool(merge.stages()) == resume
     if resume:
-        assert "the same command goes on from here" in err
+        assert "the same command with --resume goes on from there" in err
         run = merge.run("--resume")
         assert run.returncode == 0, run.stderr
         assert json.loads(run.stdout)["tensors_reused"] >= 1

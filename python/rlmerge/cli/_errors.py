@@ -15,6 +15,7 @@ from rlmerge.errors import InternalError, OutputError, RlmergeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from rlmerge.cli._output import Output
 
@@ -32,7 +33,10 @@ def reported(out: Output) -> Iterator[None]:
         raise
     except KeyboardInterrupt as interrupt:
         message = str(interrupt) or "interrupted"
-        out.error(message, None, {"code": "cancelled", "exit_code": _signals.exit_code(), "message": message})
+        partial = getattr(interrupt, "partial", None)
+        fields = {"code": "cancelled", "exit_code": _signals.exit_code(), "message": message}
+        fields["partial"] = str(partial) if partial else None
+        out.error(message, _way_on(partial, "cancelled"), fields)
         raise typer.Exit(_signals.exit_code()) from None
     except RlmergeError as error:
         raise typer.Exit(_print(error, out)) from None
@@ -62,5 +66,18 @@ def reported(out: Output) -> Iterator[None]:
 def _print(error: RlmergeError, out: Output) -> int:
     if os.environ.get("RLMERGE_DEBUG", "0") not in ("", "0"):
         out.trace("".join(traceback.format_exception(error)))
-    out.error(error.message, error.hint, error.to_dict())
+    hints = [hint for hint in (error.hint, _way_on(error.partial, error.code)) if hint]
+    out.error(error.message, "; ".join(hints) or None, error.to_dict())
     return error.exit_code
+
+
+def _way_on(partial: Path | None, code: str) -> str | None:
+    """Say what to do with the stage that a failed merge left."""
+    if partial is None:
+        return None
+    if code == "output_exists":
+        return f"what this merge made is whole, and kept in {partial}: `mv` gives it another name"
+    return (
+        f"what was done is kept in {partial}: the same command with --resume goes on from there, "
+        f"`rlmerge clean {partial.parent}` removes it"
+    )

@@ -156,6 +156,10 @@ def merge(
         bool,
         typer.Option("--resume", help="Go on with what a killed run of this merge left.", rich_help_panel=_RESULT),
     ] = False,
+    keep_partial: Annotated[
+        bool,
+        typer.Option("--keep-partial", help="Keep what was done if the merge fails.", rich_help_panel=_RESULT),
+    ] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read everything back before it is published.", rich_help_panel=_RESULT)
     ] = False,
@@ -242,6 +246,7 @@ def merge(
             durability=durability,
             force=force,
             resume=resume,
+            keep_partial=keep_partial,
             verify=verify,
             strict=strict,
             on_overflow=on_overflow,
@@ -257,7 +262,7 @@ def merge(
             return
         if not resume:
             _mention_leftovers(plan, out)
-        report = _run(plan, out, conflicts=report_to is not None, resume=resume)
+        report = _run(plan, out, conflicts=report_to is not None)
         if report_to is not None and report.conflicts is not None:
             write_text(Path(report_to), _report_text(report_to, report.conflicts))
             out.note(f"wrote {report_to}")
@@ -300,18 +305,18 @@ def _age(path: Path) -> str:
     return ""
 
 
-def _run(plan: Plan, out: Output, *, conflicts: bool, resume: bool) -> Report:
+def _run(plan: Plan, out: Output, *, conflicts: bool) -> Report:
     before = _identity(plan.output)
     try:
         with _progress.shown(out) as progress:
             return plan.run(progress, conflicts=conflicts)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         # The signal may have come after the rename that made the output visible.
         written = _identity(plan.output) != before
-        nothing = "nothing was written" + ("; the same command goes on from here" if resume else "")
-        what = f"{plan.output} had been written and is whole" if written else nothing
-        msg = f"interrupted; {what}"
-        raise KeyboardInterrupt(msg) from None
+        msg = f"interrupted; {f'{plan.output} had been written and is whole' if written else 'nothing was written'}"
+        again = KeyboardInterrupt(msg)
+        again.partial = getattr(interrupt, "partial", None)  # type: ignore[attr-defined]
+        raise again from None
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
