@@ -13,28 +13,28 @@ NumPy oracles, which get base + s·B·A in f64.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import statistics
-import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import command_line
 import make_trio
 import numpy as np
 import record
 from answers import ORACLE, Folder
 from spine import Bench, Method, clear, fits, say
-from summary import verdict
+from summary import medians, verdict
 from tests import adapters, tensorfile
 from tests.reference import METHODS
 from tests.reference import adapter as reference
 from tests.reference.conventions import assert_matches
 
 if TYPE_CHECKING:
+    import argparse
+
     from measure import Measurement
 
 RANK, ALPHA = 16, 32
@@ -128,12 +128,7 @@ def compared(runs: dict[str, list[Measurement]]) -> dict[str, Any]:
     """Medians of both kinds, and adapters over expert."""
     found: dict[str, Any] = {}
     for kind, all_runs in runs.items():
-        found[kind] = {
-            "wall_s": round(statistics.median(m.wall_s for m in all_runs), 3),
-            "cpu_s": round(statistics.median(m.cpu_s for m in all_runs), 3),
-            "peak_rss_mb": max(m.peak_rss_mb for m in all_runs),
-            "runs": [asdict(m) for m in all_runs],
-        }
+        found[kind] = {**medians(all_runs), "runs": [asdict(m) for m in all_runs]}
     for what in ("wall_s", "cpu_s"):
         found[f"ratio_{what}"] = round(found["adapters"][what] / found["expert"][what], 3)
     return found
@@ -186,16 +181,8 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    beside = Path(sys.executable).with_name("rlmerge")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, help="keep the models here (default: a temporary folder)")
-    parser.add_argument("--out", type=Path, help="write the outputs here (default: beside the models)")
-    parser.add_argument("--size", choices=make_trio.SIZES, default="1b")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser = command_line.parser_of_trio(__doc__, rounds=5)
     parser.add_argument("--methods", nargs="+", choices=PARAMETERS, default=list(PARAMETERS), metavar="METHOD")
-    parser.add_argument("--rlmerge", default=str(beside) if beside.exists() else shutil.which("rlmerge") or "rlmerge")
-    parser.add_argument("--no-record", action="store_true", help="print only")
     return parser.parse_args()
 
 

@@ -13,24 +13,24 @@ must write the same bytes.
 
 from __future__ import annotations
 
-import argparse
 import json
-import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import command_line
 import make_trio
 import record
 from spine import MERGEKIT_SETTINGS, Bench, Method, clear, say
 from spine import METHODS as SPINE
-from summary import RSS_LIMIT_MB, verdict
+from summary import RSS_LIMIT_MB, medians, verdict
 
 if TYPE_CHECKING:
+    import argparse
+
     from measure import Measurement
 
 #: Wall time in floors, where it is not what the number of reads says.
@@ -143,9 +143,7 @@ def run_rounds(bench: Bench, methods: list[Method], rounds: int, local: set[str]
         floor = statistics.median(m.wall_s for m in floors[name])
         results[name] = {
             "inputs": len(method.inputs(bench.trio)),
-            "wall_s": round(wall, 3),
-            "cpu_s": round(statistics.median(m.cpu_s for m in merges[name]), 3),
-            "peak_rss_mb": max(m.peak_rss_mb for m in merges[name]),
+            **medians(merges[name]),
             "floor_s": round(floor, 3),
             "ratio": round(wall / floor, 3),
             "limit": method.limit,
@@ -174,17 +172,9 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def parse() -> argparse.Namespace:
-    beside = Path(sys.executable).with_name("rlmerge")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, help="keep the models here (default: a temporary folder)")
-    parser.add_argument("--out", type=Path, help="write the outputs here (default: beside the models)")
-    parser.add_argument("--size", choices=make_trio.SIZES, default="1b")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser = command_line.parser_of_trio(__doc__, rounds=3)
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="only these, and linear")
-    parser.add_argument("--rlmerge", default=str(beside) if beside.exists() else shutil.which("rlmerge") or "rlmerge")
     parser.add_argument("--mergekit", type=Path, metavar="VENV", help="an environment that has mergekit 0.1.5")
-    parser.add_argument("--no-record", action="store_true", help="print only")
     return parser.parse_args()
 
 

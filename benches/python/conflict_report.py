@@ -2,6 +2,7 @@
 merges without, taking turns in one run; peak memory; numbers checked.
 
     conflict_report.py                       three rounds of the 1.1 B-parameter trio
+    conflict_report.py --cold                the same, with the inputs on the disk alone
     conflict_report.py --size tiny --rounds 1    does it work at all
 
 What counts as warm is as for `spine.py`. The report's numbers are checked against NumPy f64 on whole tensors of several
@@ -10,11 +11,8 @@ layers, counts exactly; a merge with a report must write the tensors of the merg
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,13 +20,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import command_line
 import make_trio
 import numpy as np
 import record
 from answers import Folder
 from measure import Measurement, floor_command, measure
 from spine import Bench, Method, clear, prepare, say, shards, tensors
-from summary import RSS_LIMIT_MB, verdict
+from summary import RSS_LIMIT_MB, medians, verdict
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -49,7 +48,9 @@ LARGEST_CHECKED = 1 << 22
 
 
 def main() -> None:
-    arguments = parse()
+    parser = command_line.parser_of_trio(__doc__, rounds=3)
+    parser.add_argument("--cold", action="store_true", help="drop the inputs from the page cache before each run")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="rlmerge-bench-") as scratch:
         root = arguments.dir or Path(scratch)
         trio = make_trio.make(root / arguments.size, arguments.size)
@@ -64,12 +65,12 @@ def main() -> None:
             "threads": arguments.threads,
             "rounds": arguments.rounds,
             "elements_checked": check(report_command(bench, arguments.threads), trio),
-            **run_rounds(bench, arguments.rounds, arguments.threads, inputs),
+            **run_rounds(bench, arguments.rounds, arguments.threads, inputs, cold=arguments.cold),
         }
         clear(bench.out)
         print(table(result))
         if not arguments.no_record:
-            suffix = "" if arguments.size == "1b" else f"-{arguments.size}"
+            suffix = ("" if arguments.size == "1b" else f"-{arguments.size}") + ("-cold" if arguments.cold else "")
             print(f"\nrecord: {record.save(f'conflict-report{suffix}', result)}")
 
 
@@ -79,22 +80,31 @@ def report_command(bench: Bench, threads: int) -> list[str]:
     return [bench.rlmerge, "conflict-report", *experts, "--base", base, "--threads", str(threads), "--json"]
 
 
-def run_rounds(bench: Bench, rounds: int, threads: int, inputs: list[Path]) -> dict[str, Any]:
+def run_rounds(bench: Bench, rounds: int, threads: int, inputs: list[Path], *, cold: bool) -> dict[str, Any]:
     floors: list[Measurement] = []
     reports: list[Measurement] = []
     plain: dict[str, list[Measurement]] = {m.name: [] for m in MERGES}
     both: dict[str, list[Measurement]] = {m.name: [] for m in MERGES}
     read = [bench.trio[name] for name in ("base", *EXPERTS)]
     page = bench.work / "report.html"
+
+    def ready() -> None:
+        if cold:
+            bench.cool(read)
+        else:
+            prepare(bench.out, read)
+
     for number in range(1, rounds + 1):
-        prepare(bench.out, read)
+        ready()
         floors.append(measure(floor_command(inputs, [])))
+        if cold:
+            ready()
         reports.append(measure(report_command(bench, threads)))
         say(f"round {number}: report {reports[-1].wall_s:.2f} s, cat {floors[-1].wall_s:.2f} s")
         for method in MERGES:
-            plain[method.name].append(bench.merge(method))
+            plain[method.name].append(bench.merge_cold(method) if cold else bench.merge(method))
             written = tensors((bench.out / "rlmerge.json").read_bytes())
-            prepare(bench.out, read)
+            ready()
             command = method.command(bench.rlmerge, bench.trio, bench.out, threads, ["--report", str(page), "--force"])
             both[method.name].append(measure(command))
             if tensors((bench.out / "rlmerge.json").read_bytes()) != written:
@@ -111,12 +121,7 @@ def run_rounds(bench: Bench, rounds: int, threads: int, inputs: list[Path]) -> d
 
 
 def summed(runs: list[Measurement]) -> dict[str, Any]:
-    return {
-        "wall_s": round(statistics.median(m.wall_s for m in runs), 3),
-        "cpu_s": round(statistics.median(m.cpu_s for m in runs), 3),
-        "peak_rss_mb": max(m.peak_rss_mb for m in runs),
-        "runs": [asdict(m) for m in runs],
-    }
+    return {**medians(runs), "runs": [asdict(m) for m in runs]}
 
 
 def check(command: list[str], trio: dict[str, Path]) -> int:
@@ -174,19 +179,6 @@ def table(result: dict[str, Any]) -> str:
             f"{both['peak_rss_mb']:.0f} | {verdict(both['peak_rss_mb'] <= RSS_LIMIT_MB)} |"
         )
     return "\n".join(lines)
-
-
-def parse() -> argparse.Namespace:
-    beside = Path(sys.executable).with_name("rlmerge")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, help="keep the models here (default: a temporary folder)")
-    parser.add_argument("--out", type=Path, help="write the outputs here (default: beside the models)")
-    parser.add_argument("--size", choices=make_trio.SIZES, default="1b")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rlmerge", default=str(beside) if beside.exists() else shutil.which("rlmerge") or "rlmerge")
-    parser.add_argument("--no-record", action="store_true", help="print only")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ project does too, eigenvalues of Gram matrices. The embedding is left out of bot
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import subprocess
@@ -20,14 +19,18 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import command_line
 import ml_dtypes
 import numpy as np
 import record
 from answers import Folder
 from measure import measure
 from summary import verdict
+
+if TYPE_CHECKING:
+    import argparse
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -162,14 +165,9 @@ def say(message: str) -> None:
 
 
 def parse() -> argparse.Namespace:
-    beside = Path(sys.executable).with_name("rlmerge")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.parser(__doc__, rounds=2)
     parser.add_argument("--model", type=Path, help="a folder with the weights of the base")
     parser.add_argument("--layers", type=int, default=LAYERS)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rlmerge", default=str(beside) if beside.exists() else "rlmerge")
-    parser.add_argument("--no-record", action="store_true", help="print only")
     return parser.parse_args()
 
 

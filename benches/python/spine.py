@@ -16,7 +16,6 @@ whole process, start-up included.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -25,13 +24,17 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import command_line
 import make_trio
 import record
 from answers import check, names
 from measure import Measurement, floor_command, measure
-from summary import memory, summary
+from summary import medians, memory, summary
+
+if TYPE_CHECKING:
+    import argparse
 
 
 @dataclass(frozen=True)
@@ -145,11 +148,15 @@ class Bench:
     def place(self, way: str | None) -> Path:
         return self.memory if way == "tmpfs" else self.out
 
-    def merge_cold(self, method: Method) -> Measurement:
+    def cool(self, inputs: list[Path]) -> None:
+        """Delete what the last run wrote, and drop the inputs from the page cache."""
         clear(self.out)
-        for model in method.inputs(self.trio):
+        for model in inputs:
             for shard in shards(model):
                 forget(shard)
+
+    def merge_cold(self, method: Method) -> Measurement:
+        self.cool(method.inputs(self.trio))
         return measure(method.command(self.rlmerge, self.trio, self.out, self.threads, []))
 
     def answer(self, method: Method, way: str | None = None) -> int:
@@ -223,14 +230,6 @@ def run_rounds(
     }
 
 
-def medians(runs: list[Measurement]) -> dict[str, float]:
-    return {
-        "wall_s": round(statistics.median(m.wall_s for m in runs), 3),
-        "cpu_s": round(statistics.median(m.cpu_s for m in runs), 3),
-        "peak_rss_mb": max(m.peak_rss_mb for m in runs),
-    }
-
-
 def tensors(manifest: bytes) -> Any:
     """What a manifest says of the tensors; the plan beside it names the way, and the place of the output."""
     return json.loads(manifest)["tensors"]
@@ -279,24 +278,16 @@ def say(message: str) -> None:
 
 
 def parse() -> argparse.Namespace:
-    beside = Path(sys.executable).with_name("rlmerge")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, help="keep the models here (default: a temporary folder)")
-    parser.add_argument("--out", type=Path, help="write the outputs here (default: beside the models)")
-    parser.add_argument("--size", choices=make_trio.SIZES, default="1b")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser = command_line.parser_of_trio(__doc__, rounds=5)
     parser.add_argument("--methods", nargs="+", choices=[m.name for m in METHODS], metavar="METHOD", help="only these")
     parser.add_argument(
         "--ways", nargs="*", choices=WAYS, default=list(WAYS), metavar="WAY", help="besides the default"
     )
-    parser.add_argument("--rlmerge", default=str(beside) if beside.exists() else "rlmerge", help="what to measure")
     parser.add_argument("--mergekit", type=Path, metavar="VENV", help="an environment that has mergekit 0.1.5")
     parser.add_argument("--mergekit-runs", type=int, default=1, help="runs with each of its settings")
     parser.add_argument(
         "--memory", action="store_true", help="only peak memory, on the 4b trio too (needs 43 GB of disk)"
     )
-    parser.add_argument("--no-record", action="store_true", help="print only")
     return parser.parse_args()
 
 

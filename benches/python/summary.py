@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from measure import Measurement
 
 RSS_LIMIT_MB = 256
 RSS_GROWTH_LIMIT = 1.10
@@ -12,6 +17,15 @@ WARM_MB = 100  # program files may come from the disk; model files may not
 
 def verdict(good: bool) -> str:
     return "ok" if good else "MISSED"
+
+
+def medians(runs: Sequence[Measurement]) -> dict[str, float]:
+    """What a record says of the runs of one command."""
+    return {
+        "wall_s": round(median(m.wall_s for m in runs), 3),
+        "cpu_s": round(median(m.cpu_s for m in runs), 3),
+        "peak_rss_mb": max(m.peak_rss_mb for m in runs),
+    }
 
 
 def summary(result: dict[str, Any]) -> str:
