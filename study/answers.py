@@ -139,7 +139,16 @@ def rl_methods(results: dict[str, Any], claims: Claims, reference: str) -> str:
     method = results["method_of_claims"]
     parts = [judged(claims, f"methods: {name} > {method} on {reference}", name) for name in RL_METHODS]
     told = joined(parts)
-    return f"Accuracy of merged {reference} pairs less that by {method}: {told}." if told else ""
+    if not told:
+        return ""
+    masks = [row for row in results["conflict"] if (row["comparison"], row["arm"]) == ("equal_steps", reference)]
+    overlap = (
+        " The RAM methods differ from a mean where one expert alone changed a weight; the masks of "
+        f"{reference}'s pairs overlap by {masks[0]['jaccard']:.2f} (Jaccard, weights in f32)."
+        if masks
+        else ""
+    )
+    return f"Accuracy of merged {reference} pairs less that by {method}: {told}.{overlap}"
 
 
 def predictor(results: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ MARGIN = 0.02
 FEWEST_CELLS = 3
 
 # Methods that were made for experts trained by RL.
-RL_METHODS = ("ram", "ram_plus", "ramplus_tl", "resmerge", "iso_merger")
+RL_METHODS = ("ram", "ram_plus", "ramplus_tl", "resmerge", "dots_trim", "iso_merger")
 
 
 @dataclass(slots=True)

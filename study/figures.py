@@ -24,8 +24,8 @@ def style_of(facts: Facts, arm: str) -> dict[str, Any]:
     return {"color": COLOURS[at % len(COLOURS)], "marker": MARKERS[at % len(MARKERS)], "markersize": 4}
 
 
-def draw_all(facts: Facts, results: dict[str, Any], folder: Path) -> list[str]:
-    """Draw every figure for which there are data; return their names."""
+def draw_all(facts: Facts, results: dict[str, Any], folder: Path, *, vector: bool) -> list[str]:
+    """Draw every figure for which there are data, as PNG and, if asked for, as SVG; return their names."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -63,7 +63,8 @@ def draw_all(facts: Facts, results: dict[str, Any], folder: Path) -> list[str]:
         figure = draw(plt, facts, results)
         if figure is None:
             continue
-        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        if vector:
+            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
         figure.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None})
         with Image.open(folder / f"{name}.png") as picture:  # a third of the size, and it looks the same
             few = picture.convert("RGB").quantize(128)
@@ -339,7 +340,7 @@ def sweep(plt: Any, facts: Facts, results: dict[str, Any]) -> Any:
             for (_, _, kind), f in facts.merge.items()
             if kind == "equal_steps"
             for m, rows in f["sweep"].items()
-            if rows
+            if any("density" not in row for row in rows)
         }
     )
     if not names:

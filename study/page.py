@@ -57,8 +57,8 @@ NOT_YET = "not run yet"
 LONG_TABLE = 60  # rows; longer ones scroll
 
 
-def write_page(config: StudyConfig, work: Path, folder: Path, units: list[Unit]) -> None:
-    """Analyse what is there and write the page."""
+def write_page(config: StudyConfig, work: Path, folder: Path, units: list[Unit], *, vector: bool = True) -> None:
+    """Analyse what is there and write the page; its figures are SVG, or PNG alone where space matters."""
     state = state_of(config, units, Places(work))
     facts = Facts(config, Places(work, known=keys_of(units)), without=state.pop("begun"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def write_page(config: StudyConfig, work: Path, folder: Path, units: list[Unit])
     results["answers"] = answers(results, config.reference)
     results["runs"] = {f"s{s}/{arm}/{task}": found["run"] for (s, arm, task), found in facts.expert.items()}
     results["matched"] = {f"s{seed}": found for seed, found in facts.match.items()}
-    drawn = draw_all(facts, results, folder / "figures")
+    drawn = draw_all(facts, results, folder / "figures", vector=vector)
     write_json(folder / "results.json", strict(results))
     write_csv(folder / "experts.csv", results["experts"])
     write_csv(folder / "merges.csv", [flat(row) for row in results["merges"]])
@@ -80,7 +80,7 @@ def write_page(config: StudyConfig, work: Path, folder: Path, units: list[Unit])
     write_json(folder / "recipes.json", recipes(config, facts))
     blocks = compose(config, facts, results, drawn)
     (folder / "index.md").write_text(as_markdown(blocks))
-    (folder / "index.html").write_text(as_html(config.name, blocks))
+    (folder / "index.html").write_text(as_html(config.name, blocks, vector=vector))
 
 
 def few_seeds(count: int) -> str:
@@ -161,9 +161,10 @@ def compose(config: StudyConfig, facts: Facts, results: dict[str, Any], drawn: l
         ("heading", f"Study: {config.name}"),
         (
             "text",
-            f"{config.meaning}. Seeds {', '.join(map(str, facts.seeds))} of {len(config.seeds)}, "
-            f"{len(config.tasks)} tasks, {len(config.arms)} arms; "
-            f"{units['done']} of {units['of']} units done. Accuracy is that of one sampled answer to each of "
+            f"{config.meaning[:1].upper()}{config.meaning[1:]}. "
+            f"Seeds {', '.join(map(str, facts.seeds))} of {len(config.seeds)}, {len(config.tasks)} tasks, "
+            f"{len(config.arms)} arms; {units['done']} of {units['of']} units done. "
+            "Accuracy is that of one sampled answer to each of "
             f"{config.evaluation.test_items} test questions. Intervals are 95 % bootstraps that resample seeds and "
             f"test items together (1000 draws, paired between arms); {few_seeds(len(facts.seeds))}. "
             "Nothing here was seen in training: splits follow from a hash of each question.",
@@ -236,6 +237,7 @@ def compose(config: StudyConfig, facts: Facts, results: dict[str, Any], drawn: l
     if results["barriers"]:
         blocks.append(("text", barrier_words(results)))
     sparse = results["bf16_sparsity_follows_norm"]
+    processor = sum(units["seconds"]["processor"].values())
     blocks += [
         ("heading", "Precision"),
         (
@@ -266,8 +268,9 @@ def compose(config: StudyConfig, facts: Facts, results: dict[str, Any], drawn: l
         ),
         (
             "text",
-            f"Wall time: {units['wall'] / 60:.0f} minutes in {units['sessions']} session(s), with {config.workers} "
-            "workers; whatever else the machine did meanwhile is in it.",
+            f"Processor time: {processor / 60:.0f} minutes, {processor / 60 / config.workers:.0f} for each of "
+            f"{config.workers} workers. Wall time: {units['wall'] / 60:.0f} minutes in {units['sessions']} session(s); "
+            "whatever else the machine did meanwhile is in it.",
         ),
         ("text", "Versions: " + ", ".join(f"{name} {number}" for name, number in results["versions"].items()) + "."),
         ("text", "Arms: " + "; ".join(f"{arm}: {ARMS[arm].meaning}" for arm in config.arms) + "."),
@@ -383,7 +386,7 @@ def as_markdown(blocks: list[Block]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def as_html(title: str, blocks: list[Block]) -> str:
+def as_html(title: str, blocks: list[Block], *, vector: bool) -> str:
     """Write the page as one HTML file that needs nothing from the network."""
     parts = []
     for at, (kind, what) in enumerate(blocks):
@@ -396,9 +399,11 @@ def as_html(title: str, blocks: list[Block]) -> str:
             parts.append(f"<p>{html.escape(what)}</p>")
         elif kind == "figure":
             caption = html.escape(f"{what}: {CAPTIONS[what]}")
+            shown = "svg" if vector else "png"
+            other = f' <a href="figures/{what}.png">PNG</a>' if vector else ""
             parts.append(
-                f'<figure id="{what}"><img src="figures/{what}.svg" alt="{caption}">'
-                f'<figcaption>{caption} <a href="figures/{what}.png">PNG</a></figcaption></figure>'
+                f'<figure id="{what}"><img src="figures/{what}.{shown}" alt="{caption}">'
+                f"<figcaption>{caption}{other}</figcaption></figure>"
             )
         else:
             head, *rows = what

@@ -52,7 +52,7 @@ def main() -> None:
         from study.schedule import plan_units
 
         results = told.results or HOME / "results" / config.name
-        write_page(config, work, results, plan_units(config))
+        write_page(config, work, results, plan_units(config), vector=False)
         print(f"{results}: {size(results) / 1e6:.1f} MB")
     publish_models(config, Places(work), told.trio)
     print(f"{told.trio}: {size(told.trio) / 1e6:.1f} MB")

@@ -16,6 +16,7 @@ import pytest
 import rlmerge
 from tests import tensorfile
 from tests.faults.merges import Merge, remove, write_models
+from tests.faults.test_writer_errors import traced
 
 MODELS = ["a.safetensors", "b.safetensors"]
 
@@ -106,6 +107,19 @@ def test_the_command_names_the_stage_and_the_way_on(here):
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["tensors_reused"] == 12
     assert stages(here) == []
+
+
+@pytest.mark.parametrize("asked", [(), ("--keep-partial",)])
+def test_a_finished_merge_is_kept_when_the_output_came_to_be(here, asked):
+    run = traced("-e", "trace=renameat2", "-e", "inject=renameat2:error=EEXIST", more=("-o", "out", *asked))
+    assert run.returncode == 6, run.stderr
+    error = json.loads(run.stdout)["error"]
+    assert error["code"] == "output_exists"
+    assert [error["partial"]] == ([stage.name for stage in stages(here)] or [None])
+    assert bool(stages(here)) == bool(asked) == ("`mv`" in run.stderr)
+    if asked:
+        Path(error["partial"]).rename("out")
+        assert rlmerge.verify("out").ok
 
 
 def test_without_a_wish_nothing_stays(here):

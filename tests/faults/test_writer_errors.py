@@ -82,3 +82,14 @@ def test_read_back_differs(here, output):
     assert run.returncode == 0
     found = rlmerge.verify("folder")
     assert [finding.name for finding in found.findings] == ["tensor-changed"]
+
+
+def test_fewer_threads_than_wanted(here):
+    # Of each thread the second one that it starts: the second worker.
+    refused = ("-e", "trace=clone,clone3", "-e", "inject=clone,clone3:error=EAGAIN:when=2")
+    run = traced(*refused, more=("--threads", "2"))
+    assert run.returncode == 0, run.stderr
+    assert "only 1 of 2 worker threads" in run.stderr
+    assert [w for w in json.loads(run.stdout)["warnings"] if "1 of 2 worker threads" in w]
+    fewer = (here / "out.safetensors").read_bytes()
+    assert merge(threads=2, force=True).output.read_bytes() == fewer

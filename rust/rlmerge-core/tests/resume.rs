@@ -131,6 +131,29 @@ fn the_stage_with_the_most_records_counts() {
 }
 
 #[test]
+fn a_finished_stage_stays_on_request_when_the_output_came_to_be() {
+    for keep in [false, true] {
+        let tmp = TempDir::new().unwrap();
+        let target = target(tmp.path().join("out"));
+        let mut stage = Stage::create(&target).unwrap();
+        stage.start_journal("a plan");
+        stage.write_file(SHARD, b"whole").unwrap();
+        if keep {
+            stage.keep_if_refused();
+        }
+        let path = stage.path();
+        fs::create_dir(&target.path).unwrap();
+        fs::write(target.path.join("theirs"), "").unwrap();
+        assert!(matches!(stage.commit(), Err(Error::OutputExists { .. })));
+        assert_eq!(names(&target.path), ["theirs"]);
+        assert_eq!(path.exists(), keep);
+        if keep {
+            assert_eq!(names(&path), [SHARD], "whole, and without a journal");
+        }
+    }
+}
+
+#[test]
 fn one_run_works_on_an_output() {
     let tmp = TempDir::new().unwrap();
     let (out, other) = (target(tmp.path().join("out")), target(tmp.path().join("out2")));

@@ -117,8 +117,10 @@ pub fn survey(
     let _plain = PlainFloats::ask();
     let survey = Survey::new(plan, settings)?;
     let more = if settings.spectral { spectra::bytes(plan) } else { 0 };
-    Run::new(plan, models, &[], observer)?.survey(&survey, more)?;
-    let mut warnings: Vec<String> = models.iter().flat_map(|m| m.warnings().iter().cloned()).collect();
+    let run = Run::new(plan, models, &[], observer)?;
+    let mut warnings: Vec<String> = run.shortage().into_iter().collect();
+    warnings.extend(models.iter().flat_map(|m| m.warnings().iter().cloned()));
+    run.survey(&survey, more)?;
     if settings.spectral {
         let spectral = Spectral {
             directions: settings.directions as usize,

@@ -200,6 +200,7 @@ fn fill(
 
     let mut run = Run::new(plan, models, &files, observer)?.with_survey(survey).with_journal(stage);
     let reused = records.map(|records| run.resume(records, &old)).transpose()?.unwrap_or(0);
+    let shortage = run.shortage();
     let (tensors, totals, learnt) = run.merge()?;
     let masks = plan.marks.as_ref().map(|m| write_scales(plan, m, &tensors, files.last())).transpose()?;
     for file in &files {
@@ -217,7 +218,7 @@ fn fill(
         schema: "rlmerge.report/1",
         version: env!("CARGO_PKG_VERSION"),
         plan: plan.summary(),
-        warnings: warnings(plan, &tensors),
+        warnings: shortage.into_iter().chain(warnings(plan, &tensors)).collect(),
         tensors,
         totals,
         learnt,

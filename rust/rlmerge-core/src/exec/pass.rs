@@ -17,6 +17,7 @@ pub struct Workers {
     pool: rayon::ThreadPool,
     _threads: Threads,
     works: Vec<Mutex<Work>>,
+    wanted: usize,
 }
 
 /// The threads of a pool. A pool does not wait for their end; whoever forks after a merge, or counts threads, should
@@ -91,17 +92,32 @@ impl TileMap {
 }
 
 impl Workers {
-    /// Starts `threads` workers, each with its buffers.
+    /// Starts `threads` workers, each with its buffers; fewer where there may not be as many, since these do the same.
     pub fn start(threads: usize, work: impl Fn() -> Work) -> Result<Self> {
-        let started = Threads::default();
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .spawn_handler(|thread| started.start(thread))
-            .build()
-            .map_err(|e| Error::Threads { threads, message: e.to_string() })?;
+        let mut count = threads;
+        let (pool, started) = loop {
+            let started = Threads::default();
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(count)
+                .spawn_handler(|thread| started.start(thread))
+                .build();
+            match pool {
+                Ok(pool) => break (pool, started),
+                Err(_) if count > 1 => count /= 2,
+                Err(e) => return Err(Error::Threads { threads, message: e.to_string() }),
+            }
+        };
         // The allocator sets something aside for every thread that asks it for anything.
         pool.broadcast(|_| drop(std::hint::black_box(Box::new(0u64))));
-        Ok(Self { works: (0..threads).map(|_| Mutex::new(work())).collect(), pool, _threads: started })
+        let works = (0..count).map(|_| Mutex::new(work())).collect();
+        Ok(Self { works, pool, _threads: started, wanted: threads })
+    }
+
+    /// What is to be said where fewer workers were started than wanted.
+    pub fn shortage(&self) -> Option<String> {
+        let (count, wanted) = (self.works.len(), self.wanted);
+        (count < wanted)
+            .then(|| format!("only {count} of {wanted} worker threads could be started; the result is the same"))
     }
 
     /// Number of workers.

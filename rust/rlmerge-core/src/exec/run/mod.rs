@@ -125,6 +125,11 @@ impl<'a> Run<'a> {
         Ok(run)
     }
 
+    /// What is to be said where fewer workers were started than wanted.
+    pub fn shortage(&self) -> Option<String> {
+        self.workers.shortage()
+    }
+
     /// Gathers the statistics of a conflict report on the way.
     pub fn with_survey(mut self, survey: Option<&'a Survey>) -> Self {
         self.survey = survey;
