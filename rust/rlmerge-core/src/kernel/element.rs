@@ -237,10 +237,10 @@ kernel! {
 /// What mergekit adds to each probability.
 const FLOOR: f64 = 1e-8;
 
-/// One term of `Σ p ln(p / q)`.
+/// One term of `Σ p ln(p / q)`, of exponentials and the reciprocals of their sums.
 #[inline(always)]
-fn surprise(p: f64, p_sum: f64, q: f64, q_sum: f64) -> f64 {
-    let (p, q) = (p / p_sum + FLOOR, q / q_sum + FLOOR);
+fn surprise(p: f64, p_by: f64, q: f64, q_by: f64) -> f64 {
+    let (p, q) = (p * p_by + FLOOR, q * q_by + FLOOR);
     p * ln(p / q)
 }
 
@@ -248,14 +248,15 @@ kernel! {
     /// Adds the terms of the Kullback–Leibler divergence between two rows of exponentials with these sums.
     pub fn add_divergence(p: &[f64], p_sum: f64, q: &[f64], q_sum: f64, lanes: &mut Lanes) {
         let mut sums = *lanes;
+        let (p_by, q_by) = (1.0 / p_sum, 1.0 / q_sum);
         let ((ps, p_tail), (qs, q_tail)) = (p.as_chunks::<LANES>(), q.as_chunks::<LANES>());
         for (p, q) in ps.iter().zip(qs) {
             for i in 0..LANES {
-                sums[i] += surprise(p[i], p_sum, q[i], q_sum);
+                sums[i] += surprise(p[i], p_by, q[i], q_by);
             }
         }
         for (i, (p, q)) in p_tail.iter().zip(q_tail).enumerate() {
-            sums[i] += surprise(*p, p_sum, *q, q_sum);
+            sums[i] += surprise(*p, p_by, *q, q_by);
         }
         *lanes = sums;
     }
