@@ -116,8 +116,9 @@ impl Workers {
     /// What is to be said where fewer workers were started than wanted.
     pub fn shortage(&self) -> Option<String> {
         let (count, wanted) = (self.works.len(), self.wanted);
-        (count < wanted)
-            .then(|| format!("only {count} of {wanted} worker threads could be started; the result is the same"))
+        (count < wanted).then(|| {
+            format!("only {count} of {wanted} worker threads could be started; the result is the same")
+        })
     }
 
     /// Number of workers.
