@@ -77,7 +77,7 @@ def write_page(config: StudyConfig, work: Path, folder: Path, units: list[Unit],
     write_csv(folder / "conflict.csv", results["conflict"])
     write_csv(folder / "methods.csv", [flat(row) for row in results["best_methods"]])
     write_csv(folder / "units.csv", unit_rows(units, Places(work)))
-    write_json(folder / "recipes.json", recipes(config, facts))
+    write_json(folder / "recipes.json", recipes(config, facts), indent=None)
     blocks = compose(config, facts, results, drawn)
     (folder / "index.md").write_text(as_markdown(blocks))
     (folder / "index.html").write_text(as_html(config.name, blocks, vector=vector))

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "rlmerge", "matplotlib")
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write a JSON file whole or not at all."""
+def write_json(path: Path, data: Any, indent: int | None = 1) -> None:
+    """Write a JSON file whole or not at all; without an indent on one line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.{os.getpid()}")
-    staged.write_text(json.dumps(data, indent=1, sort_keys=True, default=str) + "\n")
+    staged.write_text(json.dumps(data, indent=indent, sort_keys=True, default=str) + "\n")
     staged.replace(path)
 
 
