@@ -141,10 +141,11 @@ def rl_methods(results: dict[str, Any], claims: Claims, reference: str) -> str:
     told = joined(parts)
     if not told:
         return ""
-    masks = [row for row in results["conflict"] if (row["comparison"], row["arm"]) == ("equal_steps", reference)]
+    here = [row for row in results["conflict"] if (row["comparison"], row["arm"]) == ("equal_steps", reference)]
+    masks = [row["jaccard"] for row in here if row.get("jaccard") is not None]
     overlap = (
         " The RAM methods differ from a mean where one expert alone changed a weight; the masks of "
-        f"{reference}'s pairs overlap by {masks[0]['jaccard']:.2f} (Jaccard, weights in f32)."
+        f"{reference}'s pairs overlap by {masks[0]:.2f} (Jaccard, weights in f32)."
         if masks
         else ""
     )
