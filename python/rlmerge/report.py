@@ -204,7 +204,7 @@ class Report:
     notes, warnings
         What the user should know about the result.
     tensors_reused
-        Tensors that a killed run had finished (``resume``).
+        Tensors that an earlier run had finished (``resume``).
     conflicts
         The conflict report, if it was asked for.
     """

@@ -441,7 +441,7 @@ def _summarise(report: Report, plan: Plan, out: Output) -> None:
         if warning not in told:
             out.warning(warning)
     if report.tensors_reused:
-        out.note(f"{count(report.tensors_reused, 'tensor')} had been finished by a killed run")
+        out.note(f"{count(report.tensors_reused, 'tensor')} had been finished by an earlier run")
     copied = report.totals["tensors_copied"]
     tensors = count(report.totals["tensors"], "tensor") + (f" ({copied:,} copied)" if copied else "")
     moved = report.bytes_read + report.bytes_written
