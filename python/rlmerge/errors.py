@@ -216,7 +216,8 @@ def from_core(
 
 def keep_partial(error: BaseException, path: str) -> None:
     """Note on the exception of a merge that what was done is kept in this stage."""
-    error.partial = Path(path)  # type: ignore[attr-defined]
+    # Of any class: that of Ctrl-C, ours, or what a caller's `progress` raised.
+    vars(error)["partial"] = Path(path)
     if getattr(error, "code", None) == "output_exists":
         error.add_note(f"what this merge made is whole, and kept in {path}")
     else:

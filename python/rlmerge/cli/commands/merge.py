@@ -314,9 +314,8 @@ def _run(plan: Plan, out: Output, *, conflicts: bool) -> Report:
         # The signal may have come after the rename that made the output visible.
         written = _identity(plan.output) != before
         msg = f"interrupted; {f'{plan.output} had been written and is whole' if written else 'nothing was written'}"
-        again = KeyboardInterrupt(msg)
-        again.partial = getattr(interrupt, "partial", None)  # type: ignore[attr-defined]
-        raise again from None
+        interrupt.args = (msg,)
+        raise
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
