@@ -66,11 +66,20 @@ impl Picked {
                 buffer.resize(rows * ROW + REGISTER, 0.0);
             }
         }
-        let mut found = Found::default();
-        let rough = Rough::new(rival, bounds);
-        pick(level, values, total, rough, &mut self.masks, &mut self.values, &mut self.totals, &mut found);
-        self.len = found.len;
-        found.above
+        self.len = 0;
+        let mut above = 0;
+        pick(level, values, total, Rough::new(rival, bounds), self, &mut above);
+        above
+    }
+
+    /// Adds the last elements, fewer than a row: all of them.
+    fn add_tail(&mut self, row: usize, values: &[f64], total: &[f64]) {
+        if !values.is_empty() {
+            self.masks[row] = (1 << values.len()) - 1;
+            self.values[self.len..][..values.len()].copy_from_slice(values);
+            self.totals[self.len..][..values.len()].copy_from_slice(total);
+            self.len += values.len();
+        }
     }
 
     /// The scores of what was picked.
@@ -89,13 +98,6 @@ impl Picked {
         add_scaled(level, &self.values[..len], &self.totals[..len], rival, scaled, shares);
         put_back(level, &self.masks, &self.scores, &self.shares, mix, share);
     }
-}
-
-/// What picking gave.
-#[derive(Debug, Clone, Copy, Default)]
-struct Found {
-    len: usize,
-    above: u64,
 }
 
 /// What rough scores need, in f32: these are twice as many at a time.
@@ -122,13 +124,10 @@ impl Rough {
 }
 
 by_level! {
-    /// Marks the elements whose scores are, or may be, within the bounds in `masks`, and brings them together in `picked`
-    /// and `picked_totals`. Levels may doubt other elements; exact scores decide about all of them.
-    #[allow(clippy::too_many_arguments, reason = "kernels take plain slices and numbers")]
-    fn pick(
-        values: &[f64], total: &[f64], rough: Rough, masks: &mut [u16], picked: &mut [f64],
-        picked_totals: &mut [f64], found: &mut Found,
-    ) = pick_rows, x86::pick_256, x86::pick_512;
+    /// Picks the elements whose scores are, or may be, within the bounds, and counts the others that are above. Levels may
+    /// doubt other elements; exact scores decide about all of them.
+    fn pick(values: &[f64], total: &[f64], rough: Rough, picked: &mut Picked, above: &mut u64) =
+        pick_rows, x86::pick_256, x86::pick_512;
 }
 
 by_level! {
@@ -139,19 +138,10 @@ by_level! {
 }
 
 #[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "kernels take plain slices and numbers")]
-fn pick_rows(
-    values: &[f64],
-    total: &[f64],
-    rough: Rough,
-    masks: &mut [u16],
-    picked: &mut [f64],
-    picked_totals: &mut [f64],
-    found: &mut Found,
-) {
+fn pick_rows(values: &[f64], total: &[f64], rough: Rough, picked: &mut Picked, above: &mut u64) {
     let Rough { low, high, count, by, plus, least, enough, peak } = rough;
     let ((vs, v_tail), (ts, t_tail)) = (values.as_chunks::<ROW>(), total.as_chunks::<ROW>());
-    for ((v, t), mask) in vs.iter().zip(ts).zip(&mut *masks) {
+    for (row, (v, t)) in vs.iter().zip(ts).enumerate() {
         let (mut marks, mut sure) = ([0u32; ROW], 0u32);
         for i in 0..ROW {
             let (v, t) = (v[i] as f32, t[i] as f32);
@@ -169,35 +159,17 @@ fn pick_rows(
             sure += u32::from(over);
         }
         let inside = marks.iter().fold(0, |all, mark| all | mark);
-        *mask = inside as u16;
-        found.above += u64::from(sure);
+        picked.masks[row] = inside as u16;
+        *above += u64::from(sure);
         let mut left = inside;
         while left != 0 {
             let i = left.trailing_zeros() as usize;
-            (picked[found.len], picked_totals[found.len]) = (v[i], t[i]);
-            found.len += 1;
+            (picked.values[picked.len], picked.totals[picked.len]) = (v[i], t[i]);
+            picked.len += 1;
             left &= left - 1;
         }
     }
-    pick_tail(v_tail, t_tail, &mut masks[vs.len()..], picked, picked_totals, found);
-}
-
-/// Of the last elements, fewer than a row, all are picked.
-fn pick_tail(
-    values: &[f64],
-    total: &[f64],
-    masks: &mut [u16],
-    picked: &mut [f64],
-    picked_totals: &mut [f64],
-    found: &mut Found,
-) {
-    if values.is_empty() {
-        return;
-    }
-    masks[0] = (1 << values.len()) - 1;
-    picked[found.len..][..values.len()].copy_from_slice(values);
-    picked_totals[found.len..][..values.len()].copy_from_slice(total);
-    found.len += values.len();
+    picked.add_tail(vs.len(), v_tail, t_tail);
 }
 
 fn put_back_rows(masks: &[u16], scaled: &[f64], shares: &[f64], mix: &mut [f64], share: &mut [f64]) {
@@ -220,34 +192,16 @@ mod x86 {
 
     use super::super::elementary::rough_exp_512;
     use super::super::level::registers::{load_512_wide, store_512_wide};
-    use super::{DOUBT, Found, REACH, REGISTER, ROW, Rough, pick_rows, pick_tail};
+    use super::{DOUBT, Picked, REACH, REGISTER, ROW, Rough, pick_rows};
 
     #[target_feature(enable = "avx2,popcnt,bmi1,fma")]
-    #[allow(clippy::too_many_arguments, reason = "kernels take plain slices and numbers")]
-    pub fn pick_256(
-        values: &[f64],
-        total: &[f64],
-        rough: Rough,
-        masks: &mut [u16],
-        picked: &mut [f64],
-        picked_totals: &mut [f64],
-        found: &mut Found,
-    ) {
-        pick_rows(values, total, rough, masks, picked, picked_totals, found);
+    pub fn pick_256(values: &[f64], total: &[f64], rough: Rough, picked: &mut Picked, above: &mut u64) {
+        pick_rows(values, total, rough, picked, above);
     }
 
     /// As [`pick_rows`], with an instruction that brings marked elements together.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,popcnt,bmi1,fma")]
-    #[allow(clippy::too_many_arguments, reason = "kernels take plain slices and numbers")]
-    pub fn pick_512(
-        values: &[f64],
-        total: &[f64],
-        rough: Rough,
-        masks: &mut [u16],
-        picked: &mut [f64],
-        picked_totals: &mut [f64],
-        found: &mut Found,
-    ) {
+    pub fn pick_512(values: &[f64], total: &[f64], rough: Rough, picked: &mut Picked, above: &mut u64) {
         let [low, high, count, by, plus] =
             [rough.low, rough.high, rough.count, rough.by, rough.plus].map(|v| _mm512_set1_ps(v));
         let [least, enough, peak] = [rough.least, rough.enough, rough.peak].map(|v| _mm512_set1_ps(v));
@@ -255,8 +209,8 @@ mod x86 {
         let (more, less) = (_mm512_set1_ps(1.0 + DOUBT), _mm512_set1_ps(1.0 - DOUBT));
         let ((vs, v_tail), (ts, t_tail)) = (values.as_chunks::<REGISTER>(), total.as_chunks::<REGISTER>());
         let ((vs, v_odd), (ts, t_odd)) = (vs.as_chunks::<2>(), ts.as_chunks::<2>());
-        let (mut len, mut above) = (found.len, 0);
-        for ((v, t), mask) in vs.iter().zip(ts).zip(&mut *masks) {
+        let (mut len, mut over_all) = (0, 0);
+        for ((v, t), mask) in vs.iter().zip(ts).zip(&mut picked.masks) {
             let v = [load_512_wide(&v[0]), load_512_wide(&v[1])];
             let t = [load_512_wide(&t[0]), load_512_wide(&t[1])];
             let (value, all) = (narrow(v), narrow(t));
@@ -274,17 +228,18 @@ mod x86 {
                 & _mm512_cmp_ps_mask::<_CMP_LE_OQ>(most, peak);
             let inside = !(below | over);
             *mask = inside;
-            above += over.count_ones();
+            over_all += over.count_ones();
             if inside == 0 {
                 continue;
             }
             for (half, mask) in [inside as u8, (inside >> REGISTER) as u8].into_iter().enumerate() {
-                store(_mm512_maskz_compress_pd(mask, v[half]), picked, len);
-                store(_mm512_maskz_compress_pd(mask, t[half]), picked_totals, len);
+                store(_mm512_maskz_compress_pd(mask, v[half]), &mut picked.values, len);
+                store(_mm512_maskz_compress_pd(mask, t[half]), &mut picked.totals, len);
                 len += mask.count_ones() as usize;
             }
         }
-        (found.len, found.above) = (len, found.above + u64::from(above));
+        picked.len = len;
+        *above += u64::from(over_all);
         let mut rest = [[0.0; ROW]; 2];
         let odd = v_odd.len() * REGISTER;
         for (rest, (odd, tail)) in rest.iter_mut().zip([(v_odd, v_tail), (t_odd, t_tail)]) {
@@ -292,7 +247,7 @@ mod x86 {
             rest.iter_mut().zip(numbers).for_each(|(rest, number)| *rest = *number);
         }
         let len = odd + v_tail.len();
-        pick_tail(&rest[0][..len], &rest[1][..len], &mut masks[vs.len()..], picked, picked_totals, found);
+        picked.add_tail(vs.len(), &rest[0][..len], &rest[1][..len]);
     }
 
     #[target_feature(enable = "avx512f,avx512dq")]
