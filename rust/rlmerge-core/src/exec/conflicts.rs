@@ -17,7 +17,7 @@ use super::spectra::{self, Spectral};
 use crate::error::{Error, Result};
 use crate::kernel::PlainFloats;
 use crate::kernel::lanes::Lanes;
-use crate::kernel::stats::{self, KEYS, Thresholds, Width};
+use crate::kernel::stats::{self, Beyond, Found, KEYS, Thresholds, Two, Width};
 use crate::plan::{Action, MergePlan, PlannedTensor, role};
 use crate::report::conflicts::{Conflicts, Sums, TOP, TensorConflicts, pairs};
 use crate::report::spectra::Spectra;
@@ -408,17 +408,18 @@ impl SurveyJob {
         let (base, epsilon) = (&chunk.values[0], self.settings.epsilon);
         let thresholds = Thresholds { epsilon, relative: self.settings.relative };
         let Partial { counts, lanes, keys, peaks, .. } = partial;
-        let mut keys = keys.room_for(len as u64).chunks_mut(stats::TABLE);
+        let mut keys = keys.room_for(len as u64);
         let (base_lanes, lanes) = lanes.split_at_mut(1);
         base.add_squares(level, &mut base_lanes[0]);
-        if let Some(table) = keys.next() {
-            T::count_keys(level, T::of(base.numbers()), table);
+        if let Some((waiting, table)) = keys.next() {
+            T::count_keys(level, T::of(base.numbers()), waiting, table);
         }
         // Experts of which this chunk holds a change; zeros need not be added.
         let mut moved = Experts::default();
-        for (at, table) in keys.enumerate() {
+        for (at, (waiting, table)) in keys.enumerate() {
             let delta = &mut deltas[at * stride..at * stride + len];
-            let found = chunk.values[at + 1].changes(level, base, thresholds, delta);
+            let sums = &mut lanes[EXPERT_LANES * at..][..EXPERT_LANES];
+            let found = chunk.values[at + 1].changes(level, base, thresholds, delta, sums);
             let numbers = [found.different, found.absolute, found.relative, found.visible, found.non_finite];
             for (count, number) in counts[EXPERT_COUNTS * at..].iter_mut().zip(numbers) {
                 *count += number as i64;
@@ -427,8 +428,7 @@ impl SurveyJob {
                 continue;
             }
             moved.add(at);
-            T::add_moments(level, delta, epsilon, &mut lanes[EXPERT_LANES * at..][..EXPERT_LANES]);
-            T::count_keys(level, delta, table);
+            T::count_keys(level, delta, waiting, table);
             if found.peak > peaks[at].map_or(0.0, |(delta, _)| delta.abs())
                 && let Some(i) = delta.iter().position(|d| Into::<f64>::into(d.size()) == found.peak)
             {
@@ -465,6 +465,24 @@ impl SurveyJob {
         deltas.resize((experts * stride).max(deltas.len()), T::default());
         let (base, epsilon) = (&chunk.values[0], self.settings.epsilon);
         let (counts, lanes) = (&mut partial.counts, &mut partial.lanes);
+        if let ([a, b], [_, x, y]) = (&self.cuts[..], chunk.values) {
+            let ((x, u), (y, v)) = (x.against(base), y.against(base));
+            let two = Two {
+                experts: [T::of(x), T::of(y)],
+                from: [T::of(u), T::of(v)],
+                base: T::of(base.numbers()),
+            };
+            let least = [a.map(Cut::edge), b.map(Cut::edge)];
+            let beyond = Beyond { epsilon, below: self.below, least };
+            if let Some(found) = T::find_beyond(level, two, beyond, lanes) {
+                let Found { kept, lost, low, both, opposed } = found;
+                let numbers = [kept[0], lost[0], low[0], kept[1], lost[1], low[1], both, opposed];
+                for (count, number) in counts.iter_mut().zip(numbers) {
+                    *count += number as i64;
+                }
+                return;
+            }
+        }
         let total = &mut total[..len];
         total.fill(0.0);
         let mut moved = Experts::default();
@@ -502,11 +520,11 @@ impl SurveyJob {
         let experts = self.experts();
         let counts = std::mem::take(&mut partial.counts);
         self.peaks = std::mem::take(&mut partial.peaks);
-        let tables = std::mem::take(&mut partial.keys);
+        let mut tables = std::mem::take(&mut partial.keys);
         let sums = partial.sums();
         self.sums.base_square = sums[0];
         let of = |(table, before): (&[u32], &[u64])| Keys::of(&stats::by_key(table, before, self.wide));
-        let mut keys: Vec<Keys> = tables.tables(stats::TABLE).map(of).collect();
+        let mut keys: Vec<Keys> = tables.tables().map(of).collect();
         let base = keys.remove(0);
         for (at, e) in self.sums.experts.iter_mut().enumerate() {
             let sums = &sums[1 + EXPERT_LANES * at..][..EXPERT_LANES];
@@ -600,7 +618,7 @@ impl Job for SurveyJob {
         partial.counts = vec![0; counts];
         partial.peaks = vec![None; experts];
         if self.step == Step::Everything {
-            partial.keys = Counters::new((experts + 1) * stats::TABLE);
+            partial.keys = Counters::new(experts + 1, stats::TABLE);
         }
         partial
     }

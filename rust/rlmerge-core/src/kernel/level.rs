@@ -176,9 +176,9 @@ pub(crate) use kernel;
 /// Defines a function that calls one of three, at the level that comes first among its arguments: for kernels that
 /// are written once for each level.
 macro_rules! by_level {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $baseline:path, $avx2:path, $avx512:path;) => {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $baseline:path, $avx2:path, $avx512:path;) => {
         $(#[$meta])*
-        $vis fn $name(level: $crate::kernel::Level, $($arg: $ty),*) {
+        $vis fn $name(level: $crate::kernel::Level, $($arg: $ty),*) $(-> $ret)? {
             #[allow(unsafe_code, reason = "calling a function compiled for a detected instruction set")]
             #[allow(unused_unsafe, reason = "a level may use the baseline's function")]
             match level.isa() {

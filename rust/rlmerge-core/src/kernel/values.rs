@@ -213,20 +213,29 @@ impl Values {
         }
     }
 
-    /// `out = self − base` in the width of the tensor, and what that changes.
+    /// `out = self − base` in the width of the tensor, and what that changes; adds the moments of these deltas if it changes
+    /// anything.
     pub fn changes<T: Width>(
         &self,
         level: Level,
         base: &Self,
-        thresholds: stats::Thresholds,
+        thresholds: stats::Thresholds<f64>,
         out: &mut [T],
+        lanes: &mut [lanes::Lanes],
     ) -> stats::Changes {
         let (expert, of) = (T::of(self.numbers()), T::of(base.numbers()));
-        let found = T::changes(level, expert, of, self.is_bf16 && base.is_bf16, thresholds, out);
-        if self.is_known_change_of(base) {
-            return stats::Changes { peak: self.deltas(level, base, out), ..found };
+        let exact = self.is_bf16 && base.is_bf16;
+        if !self.is_known_change_of(base) {
+            return T::changes(level, expert, of, exact, thresholds, out, lanes);
         }
-        found
+        // What it changes is told by the sums as they are stored, its size by the change itself.
+        let rounded = &mut [lanes::Lanes::default(); 3];
+        let found = T::changes(level, expert, of, exact, thresholds, out, rounded);
+        let peak = self.deltas(level, base, out);
+        if found.different > 0 {
+            T::add_moments(level, out, thresholds.epsilon, lanes);
+        }
+        stats::Changes { peak, ..found }
     }
 
     /// `out = self − base` in the width of the tensor; gives the largest magnitude, NaN left out.

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::Run;
 use super::matching::Factors;
 use crate::error::{Error, Result};
+use crate::exec::conflicts::SurveyJob;
 use crate::exec::job::{Job, Look, Partial};
 use crate::exec::pass::TileId;
 use crate::exec::statistics;
@@ -20,6 +21,20 @@ const SAMPLE_BLOCKS: u64 = 128;
 const SAMPLE_BLOCK: u64 = RUN as u64;
 /// Elements up to which the sample is everything.
 pub const WHOLE_SAMPLE: u64 = SAMPLE_BLOCKS * SAMPLE_BLOCK;
+
+/// What a job learns from.
+pub(super) struct Material<'m> {
+    /// Among these tensors …
+    pub tensors: Range<usize>,
+    /// … those of which this is true.
+    pub mine: &'m (dyn Fn(&PlannedTensor) -> bool + Sync),
+    /// Their name in errors.
+    pub scope: &'m str,
+    /// Whether mapped pages are kept for the next scan.
+    pub keep_pages: bool,
+    /// Factors of the experts' deltas.
+    pub factors: Factors<'m>,
+}
 
 /// What all workers gathered.
 pub(super) fn merged(job: &dyn Job, gathered: impl IntoIterator<Item = Partial>) -> Partial {
@@ -56,16 +71,14 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Scans those tensors of a range that are `mine` until the job has learnt everything.
+    /// Scans tensors until the job has learnt everything. The first scan is one of the survey too, if there is one left.
     pub(super) fn learn(
         &self,
         job: &mut dyn Job,
-        tensors: Range<usize>,
-        mine: &(dyn Fn(&PlannedTensor) -> bool + Sync),
-        scope: &str,
-        keep_pages: bool,
-        factors: Factors<'_>,
+        material: Material<'_>,
+        mut survey: Option<&mut SurveyJob>,
     ) -> Result<()> {
+        let Material { tensors, mine, scope, keep_pages, factors } = material;
         if job.wants_sample() {
             let sampled: Vec<usize> = tensors.clone().filter(|t| mine(&self.plan.tensors[*t])).collect();
             self.workers.alone(|work| self.sample(work, job, &sampled, factors))?;
@@ -73,23 +86,30 @@ impl Run<'_> {
         let tiles = self.map.tiles(tensors);
         while job.needs_scan() {
             let scanning: &dyn Job = job;
+            let survey = survey.take().filter(|job| job.needs_scan());
+            let surveying = survey.as_deref();
+            let look = if surveying.is_some() { Look::Values } else { Look::of_scan(scanning) };
             let turnstile = Turnstile::new(tiles.start, 0);
             let folds = scanning.folds();
             let gathered = self.workers.run(
                 &self.map,
                 tiles.clone(),
                 self.observer,
-                || scanning.partial(),
-                |work, partial, id, given_up| {
-                    if !mine(&self.plan.tensors[id.tensor]) || !scanning.scans_tile(id.index * TILE_ELEMENTS)
-                    {
+                || (scanning.partial(), surveying.map(Job::partial)),
+                |work, (partial, surveyed), id, given_up| {
+                    let skipped = surveying.is_none() && !scanning.scans_tile(id.index * TILE_ELEMENTS);
+                    if skipped || !mine(&self.plan.tensors[id.tensor]) {
                         return if folds { turnstile.in_turn(id.ordinal, given_up, || ()) } else { Ok(()) };
                     }
                     self.read_ahead(id, &tiles);
                     let slice = Slice::tile(self.plan, self.models, id);
+                    slice.fetch(work, look)?;
+                    if let (Some(surveying), Some(partial)) = (surveying, surveyed) {
+                        slice.survey(work, surveying, partial);
+                        partial.close_tile(id.ordinal);
+                    }
                     let slice =
                         slice.modified(self.modified(&self.plan.tensors[id.tensor], factors.of(id.tensor)));
-                    slice.fetch(work, Look::of_scan(scanning))?;
                     slice.scan(work, scanning, id.ordinal, partial);
                     if folds {
                         turnstile.in_turn(id.ordinal, given_up, || scanning.fold(&mut partial.folding))?;
@@ -102,8 +122,13 @@ impl Run<'_> {
                     Ok(())
                 },
             )?;
+            let (gathered, surveyed): (Vec<_>, Vec<_>) = gathered.into_iter().unzip();
             let all = merged(job, gathered);
             job.learn(all, scope)?;
+            if let Some(survey) = survey {
+                let all = merged(survey, surveyed.into_iter().flatten());
+                survey.learn(all, scope)?;
+            }
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::PoisonError;
 
+use super::learning::Material;
 use super::{Run, is_merged};
 use crate::error::{Error, Result};
 use crate::exec::norms::NormsJob;
@@ -82,7 +83,8 @@ impl Run<'_> {
         keep_pages: bool,
     ) -> Result<Vec<f64>> {
         let mut job = NormsJob::new(self.experts().len());
-        self.learn(&mut job, tensors, mine, scope, keep_pages, Factors::NONE)?;
+        let material = Material { tensors, mine, scope, keep_pages, factors: Factors::NONE };
+        self.learn(&mut job, material, None)?;
         Ok(job.into_norms())
     }
 

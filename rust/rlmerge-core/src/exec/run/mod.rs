@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Map, Value};
 
-use learning::merged;
+use learning::{Material, merged};
 use matching::Factors;
 use survey::survey_alone;
 
@@ -134,7 +134,9 @@ impl<'a> Run<'a> {
     pub fn with_survey(mut self, survey: Option<&'a Survey>) -> Self {
         self.survey = survey;
         if survey.is_some() {
-            let scanned = self.plan.tensors.iter().filter(|t| is_scanned_whole(t));
+            // The first scan of a merge is one of the report too.
+            let shared = |t: &PlannedTensor| self.plan.passes(t).scans > 0 && !self.is_whole_model(t);
+            let scanned = self.plan.tensors.iter().filter(|t| is_scanned_whole(t) && !shared(t));
             let more: u64 = scanned.map(|t| self.plan.source_bytes(t)).sum();
             self.observer.begin(self.bytes_to_go_through() + more, self.plan.tensors.len() as u64);
         }
@@ -349,9 +351,6 @@ impl<'a> Run<'a> {
         }
         let tensor = &self.plan.tensors[at];
         let mut surveying = self.survey.filter(|s| !s.is_done(at)).map(|survey| (survey, survey.job(tensor)));
-        if let Some((_, job)) = &mut surveying {
-            self.survey_once(job, at)?;
-        }
         let mut job = self.job(tensor);
         self.give_statistics(tensor, job.as_mut())?;
         let keep_pages = self.plan.source_bytes(tensor) <= KEPT_BYTES;
@@ -362,7 +361,13 @@ impl<'a> Run<'a> {
             None => None,
         };
         let factors = Factors::Same(own.as_deref().unwrap_or(&self.factors));
-        self.learn(job.as_mut(), at..at + 1, &|_| true, &tensor.name, keep_pages, factors)?;
+        let scans = job.needs_scan();
+        let material =
+            Material { tensors: at..at + 1, mine: &|_| true, scope: &tensor.name, keep_pages, factors };
+        self.learn(job.as_mut(), material, surveying.as_mut().map(|(_, job)| job))?;
+        if let Some((_, job)) = surveying.as_mut().filter(|_| !scans) {
+            self.survey_once(job, at)?;
+        }
         let left = surveying.as_ref().map(|(_, job)| job).filter(|job| job.needs_scan());
         let gathered = self.apply(job.as_ref(), at..at + 1, &|_| true, false, factors, left)?;
         if let Some((survey, mut job)) = surveying {
@@ -396,7 +401,9 @@ impl<'a> Run<'a> {
         let mut job = job(&self.plan.programs[program], scope);
         let own = self.factors_of_each(&mine)?;
         let factors = own.as_deref().map_or(Factors::Same(&self.factors), Factors::Each);
-        self.learn(job.as_mut(), all.clone(), &mine, scope.name(), false, factors)?;
+        let material =
+            Material { tensors: all.clone(), mine: &mine, scope: scope.name(), keep_pages: false, factors };
+        self.learn(job.as_mut(), material, None)?;
         *self.whole.lock().unwrap_or_else(PoisonError::into_inner) = job.learnt();
         self.apply(job.as_ref(), all, &mine, true, factors, None)?;
         Ok(())

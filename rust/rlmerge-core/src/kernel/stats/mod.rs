@@ -4,84 +4,16 @@
 //! twice the lanes of f64. Sums are of f64 and go to fixed lanes, counts are exact, and thresholds are edges of
 //! [`key`]s, so that nothing depends on the SIMD level.
 
+mod keys;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub use keys::{FRACTION, KEYS, TABLE, Waiting, by_key, edge, key};
+
 use super::Level;
 use super::lanes::{LANES, Lanes};
-use super::level::kernel;
+use super::level::{by_level, kernel};
 use super::values::Numbers;
-
-/// Number of magnitude keys: 128 for each power of two from 2^-150 on, which covers every f32.
-pub const KEYS: usize = 280 << FRACTION;
-/// Counters that an index of 16 bits can tell apart, and so need no check of their bounds.
-const ROOM: usize = 1 << 16;
-/// Counters of f32 that are not normal numbers, by their keys.
-const TINY: usize = ((f32::MIN_EXP - 1 - LOWEST) as usize) << FRACTION;
-/// Counters in a table of magnitudes; [`by_key`] reads it.
-pub const TABLE: usize = ROOM + TINY;
-/// Counters that each magnitude of an f32 has in turn: adding to one again waits for the addition before.
-const TURNS: usize = 2;
-/// Counters over which zeros are spread, of which there may be many in a row.
-const ZEROS: usize = 64;
-/// Indices of counters made at a time.
-const PART: usize = 256;
-/// Bits of the fraction that a key holds.
-pub const FRACTION: u32 = 7;
-/// Power of two at which keys begin.
-pub const LOWEST: i32 = -150;
-const SHIFT: u32 = f64::MANTISSA_DIGITS - 1 - FRACTION;
-const SHIFT_NARROW: u32 = f32::MANTISSA_DIGITS - 1 - FRACTION;
-const OFFSET: u64 = ((1023 + LOWEST) as u64) << FRACTION;
-const MAGNITUDE: u64 = u64::MAX >> 1;
-const MAGNITUDE_NARROW: u32 = u32::MAX >> 1;
-
-/// A magnitude to eight significant bits, as a small number that orders like it. Zero has key 0.
-#[inline(always)]
-#[must_use]
-pub fn key(value: f64) -> usize {
-    let bits = (value.to_bits() & MAGNITUDE) >> SHIFT;
-    bits.saturating_sub(OFFSET).min(KEYS as u64 - 1) as usize
-}
-
-/// The smallest magnitude with this key, for keys above 0.
-#[must_use]
-pub fn edge(key: usize) -> f64 {
-    f64::from_bits((key as u64 + OFFSET) << SHIFT)
-}
-
-/// How many magnitudes have each key, out of a table and, where there is one, what was counted before it was cleared.
-/// Zeros are left out.
-#[must_use]
-pub fn by_key(table: &[u32], before: &[u64], wide: bool) -> Vec<i64> {
-    let mut keys = vec![0; KEYS];
-    for (block, counts) in table.chunks(ZEROS).enumerate() {
-        // Most counters of most tables were never used.
-        if before.is_empty() && counts.iter().fold(0, |any, c| any | c) == 0 {
-            continue;
-        }
-        for (i, count) in counts.iter().enumerate() {
-            let place = block * ZEROS + i;
-            let count = i64::from(*count) + before.get(place).map_or(0, |c| *c as i64);
-            if let Some(key) = key_at(place, wide) {
-                keys[key] += count;
-            }
-        }
-    }
-    keys
-}
-
-/// What a counter of a table counts, unless that is zeros.
-fn key_at(place: usize, wide: bool) -> Option<usize> {
-    if wide {
-        return (place < KEYS).then_some(place);
-    }
-    // The upper half of an f32 without its sign is a key from another beginning.
-    let (normal, infinite) = (1 << FRACTION, 255 << FRACTION);
-    match place / TURNS {
-        _ if place >= ROOM => Some(place - ROOM),
-        upper if upper < normal => None,
-        upper if upper < infinite => Some(upper - normal + TINY),
-        _ => Some(KEYS - 1),
-    }
-}
 
 /// An f32 rounded to bf16, to nearest even.
 #[inline(always)]
@@ -107,13 +39,50 @@ pub struct Changes {
     pub peak: f64,
 }
 
-/// What a threshold is in the width of the numbers that are compared with it.
+/// What counts as a change.
 #[derive(Debug, Clone, Copy)]
-pub struct Thresholds {
+pub struct Thresholds<T> {
     /// ε: a delta above it is a change.
-    pub epsilon: f64,
+    pub epsilon: T,
     /// r: a delta above this share of the larger weight is a relative change.
-    pub relative: f64,
+    pub relative: T,
+}
+
+/// The numbers of two experts, those that their deltas are differences from, and the base's.
+#[derive(Debug, Clone, Copy)]
+pub struct Two<'a, T> {
+    /// What each is …
+    pub experts: [&'a [T]; 2],
+    /// … and what is subtracted from it.
+    pub from: [&'a [T]; 2],
+    /// The base.
+    pub base: &'a [T],
+}
+
+/// What lies beyond thresholds.
+#[derive(Debug, Clone, Copy)]
+pub struct Beyond<T> {
+    /// A delta above it is a change.
+    pub epsilon: T,
+    /// Base weights under it are the smallest.
+    pub below: T,
+    /// Of each expert: magnitudes from which on deltas count as large; from the last on TIES keeps them.
+    pub least: [[T; 3]; 2],
+}
+
+/// How many elements of two experts lie beyond thresholds.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Found {
+    /// Those that TIES keeps of each.
+    pub kept: [u64; 2],
+    /// Those of them that have not the elected sign.
+    pub lost: [u64; 2],
+    /// Those that each changed where the base is small.
+    pub low: [u64; 2],
+    /// Those kept of both …
+    pub both: u64,
+    /// … with different signs.
+    pub opposed: u64,
 }
 
 /// The width of numbers and of their deltas: f32, or f64 where a model stores F64.
@@ -128,25 +97,60 @@ pub trait Width: Copy + Default + Into<f64> {
     /// The magnitude.
     #[must_use]
     fn size(self) -> Self;
-    /// `out = expert − base`, and what that changes. When all are `exact` in bf16 nothing is rounded to tell.
+    /// `out = expert − base`, and what that changes; adds the [moments](Self::add_moments) of these deltas if it changes
+    /// anything. When all are `exact` in bf16 nothing is rounded to tell.
     fn changes(
         level: Level,
         expert: &[Self],
         base: &[Self],
         exact: bool,
-        thresholds: Thresholds,
+        thresholds: Thresholds<f64>,
         out: &mut [Self],
+        lanes: &mut [Lanes],
     ) -> Changes;
     /// `out = expert − base`; gives the largest magnitude, NaN left out.
     fn subtract(level: Level, expert: &[Self], base: &[Self], out: &mut [Self]) -> f64;
-    /// Counts magnitudes in a table of [`TABLE`] counters.
-    fn count_keys(level: Level, values: &[Self], table: &mut [u32]);
+    /// Counts magnitudes in a table of [`TABLE`] counters, some of which may wait to be raised.
+    fn count_keys(level: Level, values: &[Self], waiting: &mut Waiting, table: &mut [u32]);
     /// Adds δ², δ⁴, and δ² where `|δ| > epsilon`.
     fn add_moments(level: Level, delta: &[Self], epsilon: f64, lanes: &mut [Lanes]);
     /// With `c = a·b`: adds c, |c⁻|, c² and (c⁻)², where c⁻ is c where it is negative; then, over elements that both
     /// changed, a·b, a² and b²; then a² where b changed, and b² where a changed. Counts what both changed, and where
     /// their signs differ there.
     fn add_pair(level: Level, a: &[Self], b: &[Self], epsilon: f64, lanes: &mut [Lanes]) -> (u64, u64);
+    /// [`changes`](Self::changes) in one loop, where there is a kernel for it.
+    fn changes_at_once(
+        _level: Level,
+        _expert: &[Self],
+        _base: &[Self],
+        _exact: bool,
+        _thresholds: Thresholds<f64>,
+        _out: &mut [Self],
+        _lanes: &mut [Lanes],
+    ) -> Option<Changes> {
+        None
+    }
+    /// [`add_pair`](Self::add_pair) in one loop, where there is a kernel for it.
+    fn add_pair_at_once(
+        _level: Level,
+        _a: &[Self],
+        _b: &[Self],
+        _epsilon: f64,
+        _lanes: &mut [Lanes],
+    ) -> Option<(u64, u64)> {
+        None
+    }
+    /// What is found beyond thresholds of two experts by [`subtract`](Self::subtract) and the methods after
+    /// [`add_largest`](Self::add_largest), in one loop, where there is a kernel for it. Lanes are of each expert those of
+    /// `add_largest` and then that of `count_lost`.
+    fn find_beyond(
+        _level: Level,
+        _two: Two<'_, Self>,
+        _beyond: Beyond<f64>,
+        _lanes: &mut [Lanes],
+    ) -> Option<Found> {
+        None
+    }
     /// Adds one to the owners of each element with `|δ| > epsilon`.
     fn add_owners(level: Level, delta: &[Self], epsilon: f64, owners: &mut [f64]);
     /// Counts the elements with `|δ| > epsilon` that have another owner.
@@ -232,7 +236,7 @@ fn only(when: bool, value: f64) -> f64 {
 }
 
 macro_rules! width {
-    ($ty:ty, $numbers:ident, |$narrow:ident, $wide:ident| $buffer:ident, $floor:path, $ceil:path, $count_keys:path) => {
+    ($ty:ty, $numbers:ident, |$narrow:ident, $wide:ident| $buffer:ident, $floor:path, $ceil:path, $find_keys:path, { $($at_once:tt)* }) => {
         const _: () = {
             kernel! {
                 fn changes(
@@ -472,22 +476,34 @@ macro_rules! width {
                     expert: &[Self],
                     base: &[Self],
                     exact: bool,
-                    thresholds: Thresholds,
+                    thresholds: Thresholds<f64>,
                     out: &mut [Self],
+                    lanes: &mut [Lanes],
                 ) -> Changes {
+                    if let Some(found) = Self::changes_at_once(level, expert, base, exact, thresholds, out, lanes) {
+                        return found;
+                    }
                     let Thresholds { epsilon, relative } = thresholds;
-                    changes(level, expert, base, exact, $floor(epsilon), relative as $ty, out)
+                    let found = changes(level, expert, base, exact, $floor(epsilon), relative as $ty, out);
+                    if found.different > 0 {
+                        add_moments(level, out, epsilon, lanes);
+                    }
+                    found
                 }
                 fn subtract(level: Level, expert: &[Self], base: &[Self], out: &mut [Self]) -> f64 {
                     subtract(level, expert, base, out)
                 }
-                fn count_keys(level: Level, values: &[Self], table: &mut [u32]) {
-                    $count_keys(level, values, table);
+                fn count_keys(level: Level, values: &[Self], waiting: &mut Waiting, table: &mut [u32]) {
+                    $find_keys(level, values, waiting.room_for(values.len()), table);
+                    waiting.raise_many(table);
                 }
                 fn add_moments(level: Level, delta: &[Self], epsilon: f64, lanes: &mut [Lanes]) {
                     add_moments(level, delta, epsilon, lanes);
                 }
                 fn add_pair(level: Level, a: &[Self], b: &[Self], epsilon: f64, lanes: &mut [Lanes]) -> (u64, u64) {
+                    if let Some(counts) = Self::add_pair_at_once(level, a, b, epsilon, lanes) {
+                        return counts;
+                    }
                     // Two loops, since one would have more sums than there are registers.
                     let (products, overlap) = lanes.split_at_mut(4);
                     add_products(level, a, b, products);
@@ -523,98 +539,87 @@ macro_rules! width {
                 fn count_low(level: Level, delta: &[Self], base: &[Self], epsilon: f64, below: f64) -> u64 {
                     count_low(level, delta, base, $floor(epsilon), $ceil(below))
                 }
+                $($at_once)*
             }
         };
     };
 }
 
-width!(f32, Narrow, |narrow, _wide| narrow, floor_narrow, ceil_narrow, count_narrow);
-width!(f64, Wide, |_narrow, wide| wide, std::convert::identity, std::convert::identity, count_wide);
-
-kernel! {
-    /// Counts f32 by their upper halves, each in turns, and those that are not normal by their keys.
-    fn count_narrow(values: &[f32], table: &mut [u32]) {
-        let Some((counts, tiny)) = table.split_first_chunk_mut::<ROOM>() else { return };
-        for part in values.chunks(PART) {
-            let mut places = [0u16; PART];
-            let mut any_tiny = 0;
-            for (i, (place, v)) in places.iter_mut().zip(part).enumerate() {
-                let bits = v.to_bits() & MAGNITUDE_NARROW;
-                any_tiny |= u32::from(bits.wrapping_sub(1) < f32::MIN_POSITIVE.to_bits() - 1);
-                let upper = bits >> SHIFT_NARROW;
-                let upper = if upper == 0 { (i % ZEROS) as u32 } else { upper };
-                *place = (upper * TURNS as u32 + (i % TURNS) as u32) as u16;
-            }
-            for place in &places[..part.len()] {
-                counts[usize::from(*place)] += 1;
-            }
-            if any_tiny != 0 {
-                for v in part.iter().filter(|v| v.is_subnormal()) {
-                    tiny[key(f64::from(*v))] += 1;
-                }
-            }
-        }
+width!(f32, Narrow, |narrow, _wide| narrow, floor_narrow, ceil_narrow, keys::find_narrow, {
+    fn changes_at_once(
+        level: Level,
+        expert: &[f32],
+        base: &[f32],
+        exact: bool,
+        thresholds: Thresholds<f64>,
+        out: &mut [f32],
+        lanes: &mut [Lanes],
+    ) -> Option<Changes> {
+        let Thresholds { epsilon, relative } = thresholds;
+        let thresholds = Thresholds { epsilon: floor_narrow(epsilon), relative: relative as f32 };
+        find_changes_narrow(level, expert, base, exact, thresholds, out, lanes)
     }
+    fn add_pair_at_once(
+        level: Level,
+        a: &[f32],
+        b: &[f32],
+        epsilon: f64,
+        lanes: &mut [Lanes],
+    ) -> Option<(u64, u64)> {
+        add_pair_narrow(level, a, b, floor_narrow(epsilon), lanes)
+    }
+    fn find_beyond(
+        level: Level,
+        two: Two<'_, f32>,
+        beyond: Beyond<f64>,
+        lanes: &mut [Lanes],
+    ) -> Option<Found> {
+        let Beyond { epsilon, below, least } = beyond;
+        let least = least.map(|least| least.map(ceil_narrow));
+        let beyond = Beyond { epsilon: floor_narrow(epsilon), below: ceil_narrow(below), least };
+        find_beyond_narrow(level, two, beyond, lanes)
+    }
+});
+width!(f64, Wide, |_narrow, wide| wide, std::convert::identity, std::convert::identity, keys::find_wide, {});
+
+by_level! {
+    fn find_changes_narrow(
+        expert: &[f32], base: &[f32], exact: bool, thresholds: Thresholds<f32>, out: &mut [f32], lanes: &mut [Lanes],
+    ) -> Option<Changes> = no_changes, no_changes, x86::find_changes;
 }
 
-kernel! {
-    /// Counts f64 by their keys.
-    fn count_wide(values: &[f64], table: &mut [u32]) {
-        let Some(counts) = table.first_chunk_mut::<ROOM>() else { return };
-        for part in values.chunks(PART) {
-            let mut places = [0u16; PART];
-            for (i, (place, v)) in places.iter_mut().zip(part).enumerate() {
-                let bits = (v.to_bits() & MAGNITUDE) >> SHIFT;
-                let above = bits.saturating_sub(OFFSET);
-                let key = if above < KEYS as u64 { above } else { KEYS as u64 - 1 };
-                // Counters that no key uses.
-                *place = if key == 0 { (KEYS + i % ZEROS) as u16 } else { key as u16 };
-            }
-            for place in &places[..part.len()] {
-                counts[usize::from(*place)] += 1;
-            }
-        }
-    }
+by_level! {
+    fn add_pair_narrow(a: &[f32], b: &[f32], epsilon: f32, lanes: &mut [Lanes]) -> Option<(u64, u64)> =
+        no_pair, no_pair, x86::add_pair;
+}
+
+by_level! {
+    fn find_beyond_narrow(two: Two<'_, f32>, beyond: Beyond<f32>, lanes: &mut [Lanes]) -> Option<Found> =
+        no_beyond, no_beyond, x86::find_beyond;
+}
+
+fn no_changes(
+    _expert: &[f32],
+    _base: &[f32],
+    _exact: bool,
+    _thresholds: Thresholds<f32>,
+    _out: &mut [f32],
+    _lanes: &mut [Lanes],
+) -> Option<Changes> {
+    None
+}
+
+fn no_pair(_a: &[f32], _b: &[f32], _epsilon: f32, _lanes: &mut [Lanes]) -> Option<(u64, u64)> {
+    None
+}
+
+fn no_beyond(_two: Two<'_, f32>, _beyond: Beyond<f32>, _lanes: &mut [Lanes]) -> Option<Found> {
+    None
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn keys_order_magnitudes_and_edges_are_their_smallest() {
-        assert_eq!(key(0.0), 0);
-        assert_eq!(key(-0.0), 0);
-        assert!(key(f64::from(f32::from_bits(1))) > 0, "the smallest f32 is not zero");
-        assert_eq!(key(f64::INFINITY), KEYS - 1);
-        for value in [1.0, 1.5, 0.1, 3e-5, 1e30, 1e-44] {
-            let k = key(value);
-            assert_eq!(k, key(-value));
-            assert!(edge(k) <= value && value < edge(k + 1), "{value}");
-            assert!(edge(k + 1) / edge(k) <= 1.0 + 1.0 / 128.0);
-            assert_eq!(key(edge(k)), k);
-        }
-    }
-
-    #[test]
-    fn both_widths_count_by_the_same_keys() {
-        let mut values =
-            vec![0.0f32, -0.0, f32::NAN, f32::INFINITY, f32::MAX, f32::MIN_POSITIVE, -1.0, 1.0, 1.004];
-        values.extend((0..2000u32).map(|i| f32::from_bits(i.wrapping_mul(2_147_483_659) % 0x7f80_0000)));
-        values.extend((0..200).map(|i| f32::from_bits(i * 40_000)));
-        let wide: Vec<f64> = values.iter().map(|v| f64::from(*v)).collect();
-        let mut expected = vec![0; KEYS];
-        wide.iter().filter(|v| **v != 0.0).for_each(|v| expected[key(*v)] += 1);
-        for level in Level::available() {
-            let (mut a, mut b) = (vec![0; TABLE], vec![0; TABLE]);
-            f32::count_keys(level, &values, &mut a);
-            f64::count_keys(level, &wide, &mut b);
-            assert_eq!(by_key(&a, &[], false), expected, "{}", level.name());
-            assert_eq!(by_key(&b, &[], true), expected, "{}", level.name());
-            let before: Vec<u64> = a.iter().map(|c| u64::from(*c)).collect();
-            assert_eq!(by_key(&vec![0; TABLE], &before, false), expected, "{}", level.name());
-        }
-    }
 
     fn noise(len: usize, seed: u64) -> Vec<f32> {
         let mut state = seed;
@@ -674,6 +679,70 @@ mod tests {
         }
     }
 
+    /// What [`Width::find_beyond`] finds, step by step.
+    fn beyond_by_steps(two: Two<'_, f32>, beyond: Beyond<f64>, lanes: &mut [Lanes]) -> Found {
+        let (level, len) = (Level::BASELINE, two.base.len());
+        let (mut found, mut total, mut deltas) =
+            (Found::default(), vec![0.0; len], [vec![0.0; len], vec![0.0; len]]);
+        for e in 0..2 {
+            f32::subtract(level, two.experts[e], two.from[e], &mut deltas[e]);
+            f32::add_largest(level, &deltas[e], beyond.least[e], &mut lanes[4 * e..][..3], &mut total);
+            found.low[e] = f32::count_low(level, &deltas[e], two.base, beyond.epsilon, beyond.below);
+        }
+        for e in 0..2 {
+            (found.kept[e], found.lost[e]) =
+                f32::count_lost(level, &deltas[e], beyond.least[e][2], &total, &mut lanes[4 * e + 3]);
+        }
+        let least = beyond.least.map(|least| least[2]);
+        (found.both, found.opposed) = f32::count_opposed(level, &deltas[0], &deltas[1], least);
+        found
+    }
+
+    #[test]
+    fn kernels_that_do_all_at_once_find_what_steps_find() {
+        let bits = |lanes: &[Lanes]| lanes.iter().flatten().map(|v| v.to_bits()).collect::<Vec<_>>();
+        for len in [0, 1, 15, 16, 17, 100, 1000, 1024] {
+            let (base, mut x, mut y) = (noise(len, 1), noise(len, 2), noise(len, 3));
+            for round in 0..3 {
+                // Opposite deltas, and then numbers without sense.
+                for (i, ((x, y), b)) in x.iter_mut().zip(&mut y).zip(&base).enumerate() {
+                    match (round, i % 7) {
+                        (1, 3) => (*x, *y) = (*b + 3e-5, *b - 3e-5),
+                        (2, 1) => (*x, *y) = (f32::INFINITY, f32::NEG_INFINITY),
+                        (2, 2) => *x = f32::NAN,
+                        (2, 4) => *y = f32::MIN_POSITIVE / 4.0,
+                        _ => {}
+                    }
+                }
+                let two = Two { experts: [&x, &y], from: [&base, &base], base: &base };
+                let least = [[5e-5, 2e-5, 1e-5], [6e-5, 3e-5, f64::from(f32::from_bits(1))]];
+                let beyond = Beyond { epsilon: 1e-5, below: 2e-5, least };
+                let thresholds = Thresholds { epsilon: 1e-5, relative: 1e-3 };
+                for level in Level::available() {
+                    let mut lanes = [[Lanes::default(); 8]; 2];
+                    if let Some(found) = f32::find_beyond(level, two, beyond, &mut lanes[0]) {
+                        assert_eq!(found, beyond_by_steps(two, beyond, &mut lanes[1]), "{len}, {round}");
+                        assert_eq!(bits(&lanes[0]), bits(&lanes[1]), "{len}, {round}");
+                    }
+                    for exact in [false, true] {
+                        let (mut lanes, mut out) =
+                            ([[Lanes::default(); 3]; 2], [vec![0.0; len], vec![0.0; len]]);
+                        let changes = [Level::BASELINE, level].map(|level| {
+                            let at = usize::from(level != Level::BASELINE);
+                            f32::changes(level, &x, &base, exact, thresholds, &mut out[at], &mut lanes[at])
+                        });
+                        if level != Level::BASELINE {
+                            assert_eq!(changes[0], changes[1], "{len}, {round}, {}", level.name());
+                            assert_eq!(bits(&lanes[0]), bits(&lanes[1]), "{len}, {round}, {}", level.name());
+                            let [a, b] = out.map(|v| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>());
+                            assert_eq!(a, b, "{len}, {round}, {}", level.name());
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     #[test]
     fn sums_of_a_pair_are_those_of_plain_loops() {
         let (a, b) = (noise(1000, 1), noise(1000, 2));
@@ -706,8 +775,8 @@ mod tests {
         let expert = [1.0f32, 1.0 + 1e-4, 1.01, -0.0, 1e-3 + 5e-6, 1.0, f32::INFINITY, 2e-5];
         let thresholds = Thresholds { epsilon: 1e-5, relative: 1e-3 };
         for level in Level::available() {
-            let mut out = [0.0; 8];
-            let found = f32::changes(level, &expert, &base, false, thresholds, &mut out);
+            let (mut out, mut lanes) = ([0.0; 8], [Lanes::default(); 3]);
+            let found = f32::changes(level, &expert, &base, false, thresholds, &mut out, &mut lanes);
             let expected = Changes {
                 different: 7,
                 absolute: 4,
@@ -725,13 +794,14 @@ mod tests {
             );
             let wide = |v: [f32; 8]| v.map(f64::from);
             let mut out = [0.0; 8];
-            let found = f64::changes(level, &wide(expert), &wide(base), false, thresholds, &mut out);
+            let found =
+                f64::changes(level, &wide(expert), &wide(base), false, thresholds, &mut out, &mut lanes);
             assert_eq!(found, expected, "{}", level.name());
             // Numbers that bf16 holds differ there just where they differ.
             let (base, expert) = (base.map(bf16), expert.map(bf16));
             let mut out = [0.0; 8];
-            let rounded = f32::changes(level, &expert, &base, false, thresholds, &mut out);
-            assert_eq!(f32::changes(level, &expert, &base, true, thresholds, &mut out), rounded);
+            let rounded = f32::changes(level, &expert, &base, false, thresholds, &mut out, &mut lanes);
+            assert_eq!(f32::changes(level, &expert, &base, true, thresholds, &mut out, &mut lanes), rounded);
         }
     }
 }

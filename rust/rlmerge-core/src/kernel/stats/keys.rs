@@ -1,0 +1,185 @@
+//! Magnitudes as small numbers that order like them, and tables of how many have each.
+
+use super::super::CHUNK;
+use super::super::level::kernel;
+
+/// Number of magnitude keys: 128 for each power of two from 2^-150 on, which covers every f32.
+pub const KEYS: usize = 280 << FRACTION;
+/// Counters that an index of 16 bits can tell apart, and so need no check of their bounds.
+const ROOM: usize = 1 << 16;
+/// Counters of f32 that are not normal numbers, by their keys.
+const TINY: usize = ((f32::MIN_EXP - 1 - LOWEST) as usize) << FRACTION;
+/// Counters in a table of magnitudes; [`by_key`] reads it.
+pub const TABLE: usize = ROOM + TINY;
+/// Counters that each magnitude of an f32 has in turn: adding to one again waits for the addition before.
+const TURNS: usize = 2;
+/// Counters over which zeros are spread, of which there may be many in a row.
+const ZEROS: usize = 64;
+/// Counters that are raised together.
+const MANY: usize = 16 * CHUNK;
+/// Bits of the fraction that a key holds.
+pub const FRACTION: u32 = 7;
+/// Power of two at which keys begin.
+const LOWEST: i32 = -150;
+const SHIFT: u32 = f64::MANTISSA_DIGITS - 1 - FRACTION;
+const SHIFT_NARROW: u32 = f32::MANTISSA_DIGITS - 1 - FRACTION;
+const OFFSET: u64 = ((1023 + LOWEST) as u64) << FRACTION;
+const MAGNITUDE: u64 = u64::MAX >> 1;
+const MAGNITUDE_NARROW: u32 = u32::MAX >> 1;
+
+/// A magnitude to eight significant bits, as a small number that orders like it. Zero has key 0.
+#[inline(always)]
+#[must_use]
+pub fn key(value: f64) -> usize {
+    let bits = (value.to_bits() & MAGNITUDE) >> SHIFT;
+    bits.saturating_sub(OFFSET).min(KEYS as u64 - 1) as usize
+}
+
+/// The smallest magnitude with this key, for keys above 0.
+#[must_use]
+pub fn edge(key: usize) -> f64 {
+    f64::from_bits((key as u64 + OFFSET) << SHIFT)
+}
+
+/// How many magnitudes have each key, out of a table and, where there is one, what was counted before it was cleared.
+/// Zeros are left out.
+#[must_use]
+pub fn by_key(table: &[u32], before: &[u64], wide: bool) -> Vec<i64> {
+    let mut keys = vec![0; KEYS];
+    for (block, counts) in table.chunks(ZEROS).enumerate() {
+        // Most counters of most tables were never used.
+        if before.is_empty() && counts.iter().fold(0, |any, c| any | c) == 0 {
+            continue;
+        }
+        for (i, count) in counts.iter().enumerate() {
+            let place = block * ZEROS + i;
+            let count = i64::from(*count) + before.get(place).map_or(0, |c| *c as i64);
+            if let Some(key) = key_at(place, wide) {
+                keys[key] += count;
+            }
+        }
+    }
+    keys
+}
+
+/// What a counter of a table counts, unless that is zeros.
+fn key_at(place: usize, wide: bool) -> Option<usize> {
+    if wide {
+        return (place < KEYS).then_some(place);
+    }
+    // The upper half of an f32 without its sign is a key from another beginning.
+    let (normal, infinite) = (1 << FRACTION, 255 << FRACTION);
+    match place / TURNS {
+        _ if place >= ROOM => Some(place - ROOM),
+        upper if upper < normal => None,
+        upper if upper < infinite => Some(upper - normal + TINY),
+        _ => Some(KEYS - 1),
+    }
+}
+
+/// Magnitudes whose counters are found and not yet raised.
+#[derive(Debug, Default)]
+pub struct Waiting(Vec<u16>);
+
+impl Waiting {
+    /// Room for the counters of so many magnitudes more.
+    pub fn room_for(&mut self, more: usize) -> &mut [u16] {
+        let len = self.0.len();
+        self.0.resize(len + more, 0);
+        &mut self.0[len..]
+    }
+
+    /// Raises the counters once there are many: while others work on a table of their own, this one leaves the first cache.
+    pub fn raise_many(&mut self, table: &mut [u32]) {
+        if self.0.len() >= MANY {
+            self.raise(table);
+        }
+    }
+
+    /// Raises the counters.
+    pub fn raise(&mut self, table: &mut [u32]) {
+        if let Some(counts) = table.first_chunk_mut::<ROOM>() {
+            for place in &self.0 {
+                counts[usize::from(*place)] += 1;
+            }
+        }
+        self.0.clear();
+    }
+}
+
+kernel! {
+    /// Finds the counters of f32 by their upper halves, each in turns; counts those that are not normal by their keys.
+    pub fn find_narrow(values: &[f32], places: &mut [u16], table: &mut [u32]) {
+        let mut any_tiny = 0;
+        for (i, (place, v)) in places.iter_mut().zip(values).enumerate() {
+            let bits = v.to_bits() & MAGNITUDE_NARROW;
+            any_tiny |= u32::from(bits.wrapping_sub(1) < f32::MIN_POSITIVE.to_bits() - 1);
+            let upper = bits >> SHIFT_NARROW;
+            let upper = if upper == 0 { (i % ZEROS) as u32 } else { upper };
+            *place = (upper * TURNS as u32 + (i % TURNS) as u32) as u16;
+        }
+        if any_tiny != 0 {
+            for v in values.iter().filter(|v| v.is_subnormal()) {
+                table[ROOM + key(f64::from(*v))] += 1;
+            }
+        }
+    }
+}
+
+kernel! {
+    /// Finds the counters of f64 by their keys.
+    pub fn find_wide(values: &[f64], places: &mut [u16], _table: &mut [u32]) {
+        for (i, (place, v)) in places.iter_mut().zip(values).enumerate() {
+            let bits = (v.to_bits() & MAGNITUDE) >> SHIFT;
+            let above = bits.saturating_sub(OFFSET);
+            let key = if above < KEYS as u64 { above } else { KEYS as u64 - 1 };
+            // Counters that no key uses.
+            *place = if key == 0 { (KEYS + i % ZEROS) as u16 } else { key as u16 };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Width;
+    use super::*;
+    use crate::kernel::Level;
+
+    #[test]
+    fn keys_order_magnitudes_and_edges_are_their_smallest() {
+        assert_eq!(key(0.0), 0);
+        assert_eq!(key(-0.0), 0);
+        assert!(key(f64::from(f32::from_bits(1))) > 0, "the smallest f32 is not zero");
+        assert_eq!(key(f64::INFINITY), KEYS - 1);
+        for value in [1.0, 1.5, 0.1, 3e-5, 1e30, 1e-44] {
+            let k = key(value);
+            assert_eq!(k, key(-value));
+            assert!(edge(k) <= value && value < edge(k + 1), "{value}");
+            assert!(edge(k + 1) / edge(k) <= 1.0 + 1.0 / 128.0);
+            assert_eq!(key(edge(k)), k);
+        }
+    }
+
+    #[test]
+    fn both_widths_count_by_the_same_keys() {
+        let mut values =
+            vec![0.0f32, -0.0, f32::NAN, f32::INFINITY, f32::MAX, f32::MIN_POSITIVE, -1.0, 1.0, 1.004];
+        values.extend((0..2000u32).map(|i| f32::from_bits(i.wrapping_mul(2_147_483_659) % 0x7f80_0000)));
+        values.extend((0..200).map(|i| f32::from_bits(i * 40_000)));
+        let wide: Vec<f64> = values.iter().map(|v| f64::from(*v)).collect();
+        let mut expected = vec![0; KEYS];
+        wide.iter().filter(|v| **v != 0.0).for_each(|v| expected[key(*v)] += 1);
+        for level in Level::available() {
+            let (mut a, mut b) = (vec![0; TABLE], vec![0; TABLE]);
+            let mut waiting = Waiting::default();
+            f32::count_keys(level, &values, &mut waiting, &mut a);
+            waiting.raise(&mut a);
+            f64::count_keys(level, &wide, &mut waiting, &mut b);
+            waiting.raise(&mut b);
+            assert_eq!(by_key(&a, &[], false), expected, "{}", level.name());
+            assert_eq!(by_key(&b, &[], true), expected, "{}", level.name());
+            let before: Vec<u64> = a.iter().map(|c| u64::from(*c)).collect();
+            assert_eq!(by_key(&vec![0; TABLE], &before, false), expected, "{}", level.name());
+        }
+    }
+}
