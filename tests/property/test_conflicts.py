@@ -206,8 +206,9 @@ def test_disjoint_supports():
     assert found.model.experts[0].ram_overlap == 0
 
 
-def test_the_same_numbers_for_shards_threads_levels_and_ways_of_reading():
-    base, tuned = draw("BF16", 3)
+@pytest.mark.parametrize("experts", [2, 3])
+def test_the_same_numbers_for_shards_threads_levels_and_ways_of_reading(experts):
+    base, tuned = draw("BF16", experts)
     expected = None
     for shards, threads, io in ((None, 1, "pread"), (4, 2, "mmap"), (3, 7, "pread")):
         raw = report(base, tuned, shards=shards, threads=threads, io=io).raw

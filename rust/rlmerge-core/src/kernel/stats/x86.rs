@@ -7,7 +7,8 @@ use std::arch::x86_64::*;
 
 use super::super::lanes::{LANES, Lanes};
 use super::super::level::registers::{load_512, load_512_wide, store_512, store_512_wide};
-use super::{Beyond, Changes, Found, Thresholds, Two, filled};
+use super::loops::filled;
+use super::{Beyond, Changes, Found, Thresholds, Two};
 use crate::kernel::CHUNK;
 
 /// Running sums in registers: the even half of their lanes, and the odd one.
