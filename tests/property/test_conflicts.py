@@ -314,7 +314,17 @@ def test_names_tell_experts_apart(tmp_path):
 
 @pytest.mark.parametrize(
     ("method", "parameters"),
-    [("ties", {}), ("ties", {"scope": "model"}), ("task_arithmetic", {}), ("dare_linear", {})],
+    [
+        ("ties", {}),
+        ("ties", {"scope": "model"}),
+        ("ties", {"match_norm": "mean", "lines": ("auto", 0.5)}),
+        ("task_arithmetic", {}),
+        ("dare_linear", {}),
+        # Scans of other kinds, of which the report shares the first.
+        ("sce", {}),
+        ("pcb", {}),
+        ("resmerge", {}),
+    ],
 )
 def test_a_merge_gathers_the_same_report_and_writes_the_same_bytes(method, parameters):
     base, tuned = draw("BF16", 2)
