@@ -10,6 +10,8 @@ use super::counters::Counters;
 use crate::error::Result;
 use crate::kernel::Level;
 use crate::kernel::blocks::Blocks;
+use crate::kernel::candidates::{Candidates, Finder};
+use crate::kernel::duel::Duel;
 use crate::kernel::lanes::{self, Lanes};
 use crate::kernel::ranks::Ranks;
 use crate::kernel::rivals::Picked;
@@ -20,6 +22,8 @@ use crate::plan::{PlannedTensor, marks};
 /// What a job is for: a tensor, or all tensors of a whole-model program.
 #[derive(Debug, Clone, Copy)]
 pub struct Scope<'a> {
+    /// SIMD level.
+    pub level: Level,
     /// The tensor; `None` for the whole model.
     pub tensor: Option<&'a PlannedTensor>,
     /// Number of elements.
@@ -80,6 +84,10 @@ pub struct Scratch {
     pub blocks: Blocks,
     /// For scores of which few matter.
     pub picked: Picked,
+    /// The same between two experts.
+    pub duel: Duel,
+    /// For candidates between two experts.
+    pub finder: Finder,
 }
 
 impl Scratch {
@@ -97,6 +105,8 @@ impl Scratch {
             ranks: Ranks::default(),
             blocks: Blocks::default(),
             picked: Picked::default(),
+            duel: Duel::default(),
+            finder: Finder::default(),
         }
     }
 
@@ -174,6 +184,8 @@ pub struct Partial {
     pub keys: Counters,
     /// Of each expert, the value of largest magnitude and its index in the tensor.
     pub peaks: Vec<Option<(f64, u64)>>,
+    /// What may be at a threshold, of each expert.
+    pub candidates: Vec<Candidates>,
     sums: Vec<(u64, Vec<f64>)>,
 }
 
@@ -223,6 +235,9 @@ impl Partial {
         self.keys.merge(other.keys);
         for (a, b) in self.peaks.iter_mut().zip(other.peaks) {
             *a = higher(*a, b);
+        }
+        for (a, b) in self.candidates.iter_mut().zip(other.candidates) {
+            a.merge(b);
         }
         self.sums.extend(other.sums);
     }

@@ -288,7 +288,7 @@ pub struct Rival {
 
 impl Rival {
     #[inline(always)]
-    fn clipped(&self, size: f64) -> f64 {
+    pub(super) fn clipped(&self, size: f64) -> f64 {
         let size = if size > self.high { self.high } else { size };
         if size < self.low { self.low } else { size }
     }
@@ -309,7 +309,7 @@ impl Rival {
     /// The element's part in the mean: its score between the cut (0) and the peak (1). If all kept scores are the
     /// same, one for each, unless that score is zero or below it: then nothing speaks for the elements.
     #[inline(always)]
-    fn scale(&self, score: f64) -> f64 {
+    pub(super) fn scale(&self, score: f64) -> f64 {
         let width = self.peak - self.cut;
         let above = if score > self.cut { score - self.cut } else { 0.0 };
         let alike = if score >= self.cut && score > 0.0 { 1.0 } else { 0.0 };

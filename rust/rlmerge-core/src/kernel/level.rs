@@ -135,6 +135,15 @@ pub(crate) mod registers {
         load_512_wide = _mm512_loadu_pd,
         store_512_wide = _mm512_storeu_pd
     );
+
+    /// The numbers out of a register from `at` on, where a whole register has room.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn put_512(register: __m512, numbers: &mut [f32], at: usize) {
+        if let Some(room) = numbers.get_mut(at..).and_then(<[f32]>::first_chunk_mut) {
+            store_512(register, room);
+        }
+    }
 }
 
 /// Defines a kernel: a function whose body is compiled for every level and called at the level that

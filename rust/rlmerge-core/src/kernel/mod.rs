@@ -6,9 +6,11 @@
 //! one element at a time, as the oracle of the tests.
 
 pub mod blocks;
+pub mod candidates;
 pub mod cholesky;
 pub mod combine;
 pub mod convert;
+pub mod duel;
 pub mod eigen;
 pub mod element;
 pub mod elementary;

@@ -137,6 +137,15 @@ impl Selection {
         Self::of(rank, max_bins, room, Keys::Scores)
     }
 
+    /// Looks for it among the scores from one up to another, each of which is written down; nowhere else.
+    #[must_use]
+    pub fn of_scores_between(rank: u64, low: f64, end: f64) -> Self {
+        let mut s = Self::of(rank, FEWEST_BINS as usize, usize::MAX, Keys::Scores);
+        (s.low, s.shift) = (score_key(low), 0);
+        (s.bins, s.collects) = (score_key(end).saturating_sub(s.low) as usize, true);
+        s
+    }
+
     fn of(rank: u64, max_bins: usize, room: usize, keys: Keys) -> Self {
         let mut s = Self {
             rank,
@@ -219,7 +228,8 @@ impl Selection {
         };
         // Three standard deviations, and some slack: of a binomial count, or of the runs of neighbours if they differ more.
         let middle = *keys.select_nth_unstable(from_top(expected).unwrap_or(0)).1;
-        let deviation = (expected * (1.0 - share)).max(1.0).sqrt().max(self.deviation(sample, middle));
+        let deviation =
+            (expected * (1.0 - share)).max(1.0).sqrt().max(deviation(sample, |v| self.key(v) > middle));
         let margin = 3.0 * deviation + len as f64 * 0.003;
         let low = from_top(expected + margin).map_or(0, |at| *keys.select_nth_unstable(at).1);
         let high = match from_top(expected - margin) {
@@ -247,17 +257,6 @@ impl Selection {
             Keys::Scores => false,
         };
         self.collects = !by_bins && 1.5 * inside < self.room as f64;
-    }
-
-    /// Standard deviation of the number of keys in a sample that lie above one, by how much its runs of neighbours differ:
-    /// those of a row are alike where rows have sizes of their own, as in the products that adapters make.
-    fn deviation(&self, sample: &[f64], key: u64) -> f64 {
-        let above = |run: &[f64]| run.iter().filter(|v| self.key(**v) > key).count() as f64;
-        let counts: Vec<f64> = sample.chunks_exact(RUN).map(above).collect();
-        let runs = counts.len() as f64;
-        let mean = counts.iter().sum::<f64>() / runs;
-        let squares: f64 = counts.iter().map(|c| (c - mean) * (c - mean)).sum();
-        if counts.len() < 8 { 0.0 } else { (squares * runs / (runs - 1.0)).sqrt() }
     }
 
     /// A key that hardly any of a population reaches whose sample's largest is `key`: four times as large. A window up
@@ -421,6 +420,17 @@ impl Selection {
             above += count;
         }
     }
+}
+
+/// Standard deviation of the number of values in a sample that are above something, by how much its runs of neighbours
+/// differ: those of a row are alike where rows have sizes of their own, as in the products that adapters make.
+pub fn deviation(sample: &[f64], is_above: impl Fn(f64) -> bool) -> f64 {
+    let above = |run: &[f64]| run.iter().filter(|v| is_above(**v)).count() as f64;
+    let counts: Vec<f64> = sample.chunks_exact(RUN).map(above).collect();
+    let runs = counts.len() as f64;
+    let mean = counts.iter().sum::<f64>() / runs;
+    let squares: f64 = counts.iter().map(|c| (c - mean) * (c - mean)).sum();
+    if counts.len() < 8 { 0.0 } else { (squares * runs / (runs - 1.0)).sqrt() }
 }
 
 /// The `rank`-th largest key (1 = the largest), how many of its kind belong to the `rank` largest, and how many there are.

@@ -386,6 +386,7 @@ impl<'a> Run<'a> {
         let computed = || self.plan.tensors.iter().filter(|t| mine(t));
         let all = 0..self.plan.tensors.len();
         let scope = Scope {
+            level: self.level,
             tensor: None,
             elements: computed().map(|t| t.elements).sum(),
             wide: computed().any(|t| t.wide),
@@ -421,6 +422,7 @@ impl<'a> Run<'a> {
         // What fits in a tile is scanned twice sooner than millions of counters are cleared once.
         let small = tensor.elements <= TILE_ELEMENTS;
         let scope = Scope {
+            level: self.level,
             tensor: Some(tensor),
             elements: tensor.elements,
             wide: tensor.wide,

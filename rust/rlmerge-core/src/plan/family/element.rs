@@ -286,7 +286,10 @@ impl Family for Element {
             Rule::MagMax { .. } | Rule::NearSwap { .. } => of_tensor(0),
             Rule::Sce { select_topk, .. } => of_tensor(if select_topk < 1.0 { 2 } else { 1 }),
             Rule::ArceeFusion => of_tensor(1),
-            Rule::Pcb { whole_model, .. } => Passes { scans: 2, whole_model },
+            // Between two experts one scan finds it all, where there are not too many candidates.
+            Rule::Pcb { whole_model, .. } => {
+                Passes { scans: if self.experts == 2 && !whole_model { 1 } else { 2 }, whole_model }
+            }
             Rule::MetaGpt { whole_model } => Passes { scans: 1, whole_model },
         }
     }
