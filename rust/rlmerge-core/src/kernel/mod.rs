@@ -7,6 +7,7 @@
 
 pub mod blocks;
 pub mod cholesky;
+mod collect;
 pub mod combine;
 pub mod convert;
 pub mod eigen;
