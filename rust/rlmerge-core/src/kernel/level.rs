@@ -140,7 +140,8 @@ pub(crate) mod registers {
 }
 
 /// Defines a kernel: a function whose body is compiled for every level and called at the level that
-/// comes first among its arguments.
+/// comes first among its arguments. The body knows as `FUSED` whether the level has a fused multiply-add, to be used where
+/// products are exact, so that it rounds as a product and a sum do.
 macro_rules! kernel {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
@@ -148,21 +149,21 @@ macro_rules! kernel {
         $vis fn $name(level: $crate::kernel::Level, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
             #[allow(clippy::too_many_arguments, reason = "kernels take plain slices and numbers")]
-            fn body($($arg: $ty),*) $(-> $ret)? $body
+            fn body<const FUSED: bool>($($arg: $ty),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,popcnt,bmi1,fma")]
             #[allow(clippy::too_many_arguments, reason = "kernels take plain slices and numbers")]
-            fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+            fn avx2($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,popcnt,bmi1,fma")]
             #[allow(clippy::too_many_arguments, reason = "kernels take plain slices and numbers")]
-            fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+            fn avx512($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
 
             #[allow(unsafe_code, reason = "calling a function compiled for a detected instruction set")]
             match level.isa() {
-                $crate::kernel::level::Isa::Baseline => body($($arg),*),
+                $crate::kernel::level::Isa::Baseline => body::<false>($($arg),*),
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: a `Level` exists only for instruction sets that were detected.
                 $crate::kernel::level::Isa::Avx2 => unsafe { avx2($($arg),*) },
