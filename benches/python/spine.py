@@ -155,9 +155,10 @@ class Bench:
             for shard in shards(model):
                 forget(shard)
 
-    def merge_cold(self, method: Method) -> Measurement:
+    def merge_cold(self, method: Method, way: str | None = None) -> Measurement:
         self.cool(method.inputs(self.trio))
-        return measure(method.command(self.rlmerge, self.trio, self.out, self.threads, []))
+        options = WAYS[way] if way else []
+        return measure(method.command(self.rlmerge, self.trio, self.place(way), self.threads, options))
 
     def answer(self, method: Method, way: str | None = None) -> int:
         models = [self.trio[name] for name in method.models]

@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernel::lanes::{self, Lanes};
-use crate::kernel::lowrank::{BLOCK, BlockColumn, PANEL, PanelRow, multiply, pack_left, pack_right};
+use crate::kernel::lowrank::{BLOCK, Band, BlockColumn, PANEL, PanelRow, multiply, pack_left, pack_right};
 use crate::kernel::values::Values;
 use crate::kernel::{CHUNK, Level, convert};
 use crate::plan::CHANGE_BAND;
@@ -25,12 +25,9 @@ pub struct Product {
     rows: Range<u64>,
     /// The elements that were prepared for.
     wanted: Range<u64>,
-    band: Vec<f32>,
-    /// Where in `band` a line of the cache begins, and the product does.
-    begin: usize,
-    /// The elements there: whole rows, or a part of one.
+    /// The elements in the band of the values: whole rows, or a part of one.
     made: Range<u64>,
-    /// What the rows of `band` are multiplied by, for DoRA.
+    /// What the rows of the band are multiplied by, for DoRA.
     factors: Vec<f64>,
     read: Reader,
 }
@@ -131,10 +128,17 @@ impl Product {
         Ok(())
     }
 
-    /// The change of these elements, of those that were prepared.
-    pub fn delta(&mut self, level: Level, change: &Change, elements: &Range<u64>) -> &[f32] {
-        self.make(level, change, elements);
-        self.band_of(elements)
+    /// Where in the band of the values the change of these elements is, of those that were prepared. `band` is the same
+    /// one every time.
+    pub fn delta(
+        &mut self,
+        level: Level,
+        change: &Change,
+        elements: &Range<u64>,
+        band: &mut Band,
+    ) -> Range<usize> {
+        self.make(level, change, elements, band);
+        self.part(elements)
     }
 
     /// Adds the change to the values of these elements. `origin` is whose values they are, where the
@@ -148,14 +152,14 @@ impl Product {
         origin: usize,
         stored: Option<&Rows<'_>>,
     ) {
-        let made = self.make(level, change, elements);
+        let made = self.make(level, change, elements, values.band());
         let Some(stored) = stored else {
-            return values.add(level, self.band_of(elements), Some(origin));
+            return values.add_part(level, self.part(elements), Some(origin));
         };
         if made {
-            self.find_factors(level, change, stored);
+            self.find_factors(level, change, stored, values.band());
         }
-        values.add(level, self.band_of(elements), None);
+        values.add_part(level, self.part(elements), None);
         let (columns, first_row) = (change.columns, self.made.start / change.columns);
         for row in elements.start / columns..elements.end.div_ceil(columns) {
             let inside = (row * columns).max(elements.start)..((row + 1) * columns).min(elements.end);
@@ -165,13 +169,12 @@ impl Product {
         }
     }
 
-    fn band_of(&self, elements: &Range<u64>) -> &[f32] {
-        let begin = self.begin + (elements.start - self.made.start) as usize;
-        &self.band[begin..begin + (elements.end - elements.start) as usize]
+    fn part(&self, elements: &Range<u64>) -> Range<usize> {
+        (elements.start - self.made.start) as usize..(elements.end - self.made.start) as usize
     }
 
     /// Makes a band of the product that holds at least these elements, and says so, unless there is one.
-    fn make(&mut self, level: Level, change: &Change, elements: &Range<u64>) -> bool {
+    fn make(&mut self, level: Level, change: &Change, elements: &Range<u64>, band: &mut Band) -> bool {
         if self.made.start <= elements.start && elements.end <= self.made.end {
             return false;
         }
@@ -198,24 +201,21 @@ impl Product {
         let count = (last - first) as usize;
         let width = (last - first).min(columns) as usize;
         let panels = width.div_ceil(PANEL) * rank as usize;
-        self.band.resize((count + PANEL).max(self.band.len()), 0.0);
-        self.begin = self.band.as_ptr().align_offset(align_of::<PanelRow>()).min(PANEL);
-        let out = &mut self.band[self.begin..self.begin + count];
         let blocks = &self.left[left as usize..];
         let panels = &self.right[right as usize..right as usize + panels];
-        multiply(level, blocks, panels, rank as usize, width, change.scale as f32, out);
+        multiply(level, blocks, panels, rank as usize, width, change.scale as f32, band.room(count));
         true
     }
 
     /// What each row of the band is multiplied by: its length to be over the one that it has (Liu et al., DoRA,
     /// ICML 2024, equation 5). Rows are summed from their beginning, so tiles do not show.
-    fn find_factors(&mut self, level: Level, change: &Change, stored: &Rows<'_>) {
+    fn find_factors(&mut self, level: Level, change: &Change, stored: &Rows<'_>, band: &Band) {
         let columns = change.columns as usize;
         let size = (stored.dtype.bits() / 8) as usize;
         let wide = stored.dtype == DType::F64;
         let mut values = Values::default();
         let first = self.made.start / change.columns;
-        let band = self.band_of(&self.made).chunks_exact(columns);
+        let band = band.part(&self.part(&self.made)).chunks_exact(columns);
         let mut factors = Vec::with_capacity(band.len());
         for (row, delta) in (first..).zip(band) {
             let begin = (row - stored.first) as usize * columns * size;
@@ -223,7 +223,7 @@ impl Product {
             let bytes = stored.bytes[begin..begin + columns * size].chunks(CHUNK * size);
             for (bytes, delta) in bytes.zip(delta.chunks(CHUNK)) {
                 values.load(level, stored.dtype, bytes, delta.len(), wide);
-                values.add(level, delta, None);
+                values.add(level, delta);
                 values.add_squares(level, &mut squares);
             }
             let length = self.lengths[(row - self.rows.start) as usize];

@@ -367,8 +367,8 @@ impl<'a> Slice<'a> {
             let source = self.source(at);
             let elements = first..first + len as u64;
             if let Some(change) = source.change.as_ref().filter(|_| self.is_known(at, look)) {
-                let delta = work.products[at].delta(work.level, change, &elements);
-                values.take_change(work.level, delta, source.origin, wide);
+                let part = work.products[at].delta(work.level, change, &elements, values.band());
+                values.take_change(work.level, part, source.origin, wide);
                 continue;
             }
             if no_bytes {

@@ -1,6 +1,6 @@
 //! The element-wise steps of the linear, task-arithmetic and TIES families.
 
-use super::lanes::{LANES, Lanes};
+use super::lanes::{LANES, Lanes, Square as _};
 use super::level::{Level, kernel};
 use super::rng::Kept;
 
@@ -46,14 +46,14 @@ macro_rules! per_width {
                     for i in 0..LANES {
                         let delta = x[i] - b[i];
                         let wide = f64::from(delta);
-                        sums[i] += wide * wide;
+                        sums[i] = delta.add_square::<FUSED>(sums[i]);
                         o[i] = if delta.to_bits() & BITS >= least { factor * wide } else { 0.0 };
                     }
                 }
                 for (i, ((x, b), o)) in x_tail.iter().zip(b_tail).zip(o_tail).enumerate() {
                     let delta = x - b;
                     let wide = f64::from(delta);
-                    sums[i] += wide * wide;
+                    sums[i] = delta.add_square::<FUSED>(sums[i]);
                     *o = if delta.to_bits() & BITS >= least { factor * wide } else { 0.0 };
                 }
                 *lanes = sums;
@@ -73,14 +73,14 @@ macro_rules! per_width {
                     for i in 0..LANES {
                         let delta = x[i] - b[i];
                         let (wide, bits) = (f64::from(delta), delta.to_bits() & BITS);
-                        sums[i] += wide * wide;
+                        sums[i] = delta.add_square::<FUSED>(sums[i]);
                         o[i] = if (bits >= least) & (bits < end) { factor * wide } else { 0.0 };
                     }
                 }
                 for (i, ((x, b), o)) in x_tail.iter().zip(b_tail).zip(o_tail).enumerate() {
                     let delta = x - b;
                     let (wide, bits) = (f64::from(delta), delta.to_bits() & BITS);
-                    sums[i] += wide * wide;
+                    sums[i] = delta.add_square::<FUSED>(sums[i]);
                     *o = if (bits >= least) & (bits < end) { factor * wide } else { 0.0 };
                 }
                 *lanes = sums;
@@ -100,17 +100,17 @@ macro_rules! per_width {
                 for (row, ((x, b), o)) in xs.iter().zip(bs).zip(os).enumerate() {
                     let bits = bits(row);
                     for i in 0..LANES {
-                        let wide = f64::from(x[i] - b[i]);
-                        sums[i] += wide * wide;
-                        o[i] = if bits >> i & 1 == 1 { factor * wide } else { 0.0 };
+                        let delta = x[i] - b[i];
+                        sums[i] = delta.add_square::<FUSED>(sums[i]);
+                        o[i] = if bits >> i & 1 == 1 { factor * f64::from(delta) } else { 0.0 };
                     }
                 }
                 if !o_tail.is_empty() {
                     let bits = bits(rows);
                     for (i, ((x, b), o)) in x_tail.iter().zip(b_tail).zip(o_tail).enumerate() {
-                        let wide = f64::from(x - b);
-                        sums[i] += wide * wide;
-                        *o = if bits >> i & 1 == 1 { factor * wide } else { 0.0 };
+                        let delta = x - b;
+                        sums[i] = delta.add_square::<FUSED>(sums[i]);
+                        *o = if bits >> i & 1 == 1 { factor * f64::from(delta) } else { 0.0 };
                     }
                 }
                 *lanes = sums;
@@ -252,17 +252,19 @@ kernel! {
         let rows = rows.as_chunks_mut::<LANES>().0.iter_mut().zip(vs);
         for ((o, v), ((x, b), (y, c))) in rows.zip(xs.iter().zip(bs).zip(ys.iter().zip(cs))) {
             for i in 0..LANES {
-                let (first, second) = (f64::from(x[i] - b[i]), f64::from(y[i] - c[i]));
-                sums_one[i] += first * first;
-                sums_two[i] += second * second;
+                let (first, second) = (x[i] - b[i], y[i] - c[i]);
+                sums_one[i] = first.add_square::<FUSED>(sums_one[i]);
+                sums_two[i] = second.add_square::<FUSED>(sums_two[i]);
+                let (first, second) = (f64::from(first), f64::from(second));
                 o[i] = changed(f64::from(v[i]), factor * (weights[0] * first + weights[1] * second));
             }
         }
         let (one, two) = (x_tail.iter().zip(b_tail), y_tail.iter().zip(c_tail));
         for (i, ((o, v), ((x, b), (y, c)))) in tail.iter_mut().zip(v_tail).zip(one.zip(two)).enumerate() {
-            let (first, second) = (f64::from(x - b), f64::from(y - c));
-            sums_one[i] += first * first;
-            sums_two[i] += second * second;
+            let (first, second) = (x - b, y - c);
+            sums_one[i] = first.add_square::<FUSED>(sums_one[i]);
+            sums_two[i] = second.add_square::<FUSED>(sums_two[i]);
+            let (first, second) = (f64::from(first), f64::from(second));
             *o = changed(f64::from(*v), factor * (weights[0] * first + weights[1] * second));
         }
         (*lanes_one, *lanes_two) = (sums_one, sums_two);

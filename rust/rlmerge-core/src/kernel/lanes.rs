@@ -10,6 +10,30 @@ pub const LANES: usize = 16;
 /// Running sums of one block.
 pub type Lanes = [f64; LANES];
 
+/// A number whose square joins a sum, in kernels that have more to do than that: a fused multiply-add takes longer than a
+/// sum, and where nothing else is done the next one waits for it.
+pub trait Square: Copy {
+    /// `sum + self²`. `FUSED` says that the level has a fused multiply-add.
+    #[must_use]
+    fn add_square<const FUSED: bool>(self, sum: f64) -> f64;
+}
+
+impl Square for f32 {
+    #[inline(always)]
+    fn add_square<const FUSED: bool>(self, sum: f64) -> f64 {
+        let wide = f64::from(self);
+        // The square is exact in f64, so that the sum alone rounds either way.
+        if FUSED { wide.mul_add(wide, sum) } else { sum + wide * wide }
+    }
+}
+
+impl Square for f64 {
+    #[inline(always)]
+    fn add_square<const FUSED: bool>(self, sum: f64) -> f64 {
+        sum + self * self
+    }
+}
+
 macro_rules! sums {
     ($squares:ident, $products:ident, $ty:ty) => {
         kernel! {

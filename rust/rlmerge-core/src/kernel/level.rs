@@ -102,7 +102,8 @@ pub(crate) mod registers {
     use std::arch::x86_64::*;
 
     macro_rules! registers {
-        ($features:literal, $register:ty, [$number:ty; $count:literal], $load:ident = $from:ident $(, $store:ident = $into:ident)?) => {
+        ($features:literal, $register:ty, [$number:ty; $count:literal] $(, $load:ident = $from:ident)? $(=> $store:ident = $into:ident)?) => {
+            $(
             /// The numbers in a register.
             #[must_use]
             #[inline]
@@ -112,6 +113,7 @@ pub(crate) mod registers {
                 // SAFETY: the reference is to as many bytes as are read, which need no alignment.
                 unsafe { $from(numbers.as_ptr()) }
             }
+            )?
 
             $(
             /// The numbers out of a register.
@@ -120,21 +122,21 @@ pub(crate) mod registers {
             #[allow(unsafe_code, reason = "the intrinsic takes a raw pointer")]
             pub fn $store(register: $register, numbers: &mut [$number; $count]) {
                 // SAFETY: the reference is to as many bytes as are written, which need no alignment.
-                unsafe { $into(numbers.as_mut_ptr(), register) }
+                unsafe { $into(numbers.as_mut_ptr().cast(), register) }
             }
             )?
         };
     }
 
-    registers!("avx2", __m256, [f32; 8], load_256 = _mm256_loadu_ps, store_256 = _mm256_storeu_ps);
-    registers!("avx512f", __m512, [f32; 16], load_512 = _mm512_loadu_ps, store_512 = _mm512_storeu_ps);
+    registers!("avx2", __m256, [f32; 8], load_256 = _mm256_loadu_ps => store_256 = _mm256_storeu_ps);
+    registers!("avx512f", __m512, [f32; 16], load_512 = _mm512_loadu_ps => store_512 = _mm512_storeu_ps);
     registers!(
         "avx512f",
         __m512d,
         [f64; 8],
-        load_512_wide = _mm512_loadu_pd,
-        store_512_wide = _mm512_storeu_pd
+        load_512_wide = _mm512_loadu_pd => store_512_wide = _mm512_storeu_pd
     );
+    registers!("avx512f", __m512i, [u32; 16] => store_512_bits = _mm512_storeu_si512);
 
     /// The numbers out of a register from `at` on, where a whole register has room.
     #[inline]
@@ -147,7 +149,8 @@ pub(crate) mod registers {
 }
 
 /// Defines a kernel: a function whose body is compiled for every level and called at the level that
-/// comes first among its arguments.
+/// comes first among its arguments. The body knows as `FUSED` whether the level has a fused multiply-add, to be used where
+/// products are exact, so that it rounds as a product and a sum do.
 macro_rules! kernel {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
@@ -155,21 +158,21 @@ macro_rules! kernel {
         $vis fn $name(level: $crate::kernel::Level, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
             #[allow(clippy::too_many_arguments, reason = "kernels take plain slices and numbers")]
-            fn body($($arg: $ty),*) $(-> $ret)? $body
+            fn body<const FUSED: bool>($($arg: $ty),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,popcnt,bmi1,fma")]
             #[allow(clippy::too_many_arguments, reason = "kernels take plain slices and numbers")]
-            fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+            fn avx2($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,popcnt,bmi1,fma")]
             #[allow(clippy::too_many_arguments, reason = "kernels take plain slices and numbers")]
-            fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+            fn avx512($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
 
             #[allow(unsafe_code, reason = "calling a function compiled for a detected instruction set")]
             match level.isa() {
-                $crate::kernel::level::Isa::Baseline => body($($arg),*),
+                $crate::kernel::level::Isa::Baseline => body::<false>($($arg),*),
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: a `Level` exists only for instruction sets that were detected.
                 $crate::kernel::level::Isa::Avx2 => unsafe { avx2($($arg),*) },

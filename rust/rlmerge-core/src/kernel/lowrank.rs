@@ -7,6 +7,8 @@
 //!
 //! The vector forms are spelled out with intrinsics, row by row: left to itself the compiler keeps the sums in memory.
 
+use std::ops::Range;
+
 use super::level::by_level;
 
 /// Columns of a panel of the right factor.
@@ -23,6 +25,29 @@ pub type BlockColumn = [f32; BLOCK];
 
 /// How far apart the numbers of a stored factor lie: from row to row, and from column to column.
 pub type Steps = (usize, usize);
+
+/// Rows of a product as they are made: a band of a matrix at a time.
+#[derive(Debug, Default)]
+pub struct Band {
+    numbers: Vec<f32>,
+    /// Where among the numbers a line of the cache begins, and the product does.
+    begin: usize,
+}
+
+impl Band {
+    /// Room for so many numbers, which begins with a line of the cache. What was there is lost.
+    pub fn room(&mut self, count: usize) -> &mut [f32] {
+        self.numbers.resize((count + PANEL).max(self.numbers.len()), 0.0);
+        self.begin = self.numbers.as_ptr().align_offset(align_of::<PanelRow>()).min(PANEL);
+        &mut self.numbers[self.begin..self.begin + count]
+    }
+
+    /// A part of the product.
+    #[must_use]
+    pub fn part(&self, part: &Range<usize>) -> &[f32] {
+        &self.numbers[self.begin + part.start..self.begin + part.end]
+    }
+}
 
 /// Puts numbers of the right factor (`rank` × `columns`) into panels: the first [`PANEL`] columns of all rows, then
 /// the next; the last panel is filled up with zeros.

@@ -8,6 +8,7 @@
 pub mod blocks;
 pub mod candidates;
 pub mod cholesky;
+mod collect;
 pub mod combine;
 pub mod convert;
 pub mod duel;

@@ -11,12 +11,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::CHUNK;
+use super::collect::{collect_narrow, collect_scores};
 use super::combine::MAGNITUDE;
-use super::level::{Level, by_level, kernel};
+use super::level::{Level, kernel};
 use super::values::{Numbers, Values};
 
 /// All bits of an f32 but the sign.
-const NARROW_MAGNITUDE: u32 = u32::MAX >> 1;
+pub(super) const NARROW_MAGNITUDE: u32 = u32::MAX >> 1;
 /// The sign of an f64.
 const SIGN: u64 = !MAGNITUDE;
 
@@ -94,7 +95,7 @@ enum Keys {
 
 /// Key of a score: orders like the score, and both zeros have the same.
 #[inline(always)]
-fn score_key(score: f64) -> u64 {
+pub(super) fn score_key(score: f64) -> u64 {
     let bits = (score + 0.0).to_bits();
     bits ^ (((bits as i64) >> 63) as u64 | SIGN)
 }
@@ -366,7 +367,7 @@ impl Selection {
         let (low, width) = (self.low as u32, self.width() as u32);
         if self.collects && !tally.is_full {
             let before = tally.keys.len();
-            tally.above += collect_narrow(level, x, b, low, width, &mut tally.keys);
+            tally.above += collect_narrow(level, x, b, (low, width), &mut tally.keys);
             tally.write_down(tally.keys.len() - before, self.room);
         } else if !self.collects {
             let favourite = self.favourite.map(|f| f as u32);
@@ -582,97 +583,6 @@ counters!(
     scores.as_chunks::<ROW>().1,
     |one| score_key(*one),
 );
-
-kernel! {
-    /// Writes down the keys in the window of `width` keys from `low`, and returns how many lie above.
-    fn collect_narrow(expert: &[f32], base: &[f32], low: u32, width: u32, keys: &mut Vec<u32>) -> u64 {
-        let mut above = 0;
-        let end = low + width;
-        let ((xs, x_tail), (bs, b_tail)) = (expert.as_chunks::<ROW>(), base.as_chunks::<ROW>());
-        for (x, b) in xs.iter().zip(bs) {
-            let mut offsets = [0; ROW];
-            let mut bits = [0u32; ROW];
-            let mut beyond = 0u32;
-            for i in 0..ROW {
-                let key = (x[i] - b[i]).to_bits() & NARROW_MAGNITUDE;
-                offsets[i] = key.wrapping_sub(low);
-                bits[i] = if offsets[i] < width { BITS[i] } else { 0 };
-                beyond += u32::from(key >= end);
-            }
-            let mut inside = 0;
-            for bit in bits {
-                inside |= bit;
-            }
-            above += u64::from(beyond);
-            while inside != 0 {
-                keys.push(offsets[inside.trailing_zeros() as usize]);
-                inside &= inside - 1;
-            }
-        }
-        for (x, b) in x_tail.iter().zip(b_tail) {
-            let key = (x - b).to_bits() & NARROW_MAGNITUDE;
-            if key >= end {
-                above += 1;
-            } else if key >= low {
-                keys.push(key - low);
-            }
-        }
-        above
-    }
-}
-
-/// Writes down the keys of the scores from `low` to `last`, and returns how many lie above.
-fn collect_scores(level: Level, scores: &[f64], low: f64, last: f64, keys: &mut Vec<u64>) -> u64 {
-    let mut above = 0;
-    let (rows, tail) = scores.as_chunks::<ROW>();
-    sift(level, rows, low, last, keys, &mut above);
-    sift_plainly(tail, low, last, keys, &mut above);
-    above
-}
-
-by_level! {
-    /// [`sift_plainly`] for whole rows. Few scores lie between the bounds, so most rows have nothing to write down; the
-    /// compiler does not find out by itself how little has to be done for them.
-    fn sift(rows: &[[f64; ROW]], low: f64, last: f64, keys: &mut Vec<u64>, above: &mut u64) = sift_rows, sift_rows, sift_avx512;
-}
-
-fn sift_rows(rows: &[[f64; ROW]], low: f64, last: f64, keys: &mut Vec<u64>, above: &mut u64) {
-    sift_plainly(rows.as_flattened(), low, last, keys, above);
-}
-
-fn sift_plainly(scores: &[f64], low: f64, last: f64, keys: &mut Vec<u64>, above: &mut u64) {
-    for score in scores {
-        if *score > last {
-            *above += 1;
-        } else if *score >= low {
-            keys.push(score_key(*score));
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,popcnt,bmi1")]
-fn sift_avx512(rows: &[[f64; ROW]], low: f64, last: f64, keys: &mut Vec<u64>, above: &mut u64) {
-    use std::arch::x86_64::{_CMP_GE_OQ, _CMP_GT_OQ, _mm512_cmp_pd_mask, _mm512_set1_pd};
-
-    use super::level::registers::load_512_wide;
-
-    let (lows, lasts) = (_mm512_set1_pd(low), _mm512_set1_pd(last));
-    for row in rows {
-        let (mut reach, mut beyond) = (0, 0);
-        for (half, shift) in row.as_chunks().0.iter().zip([0, 8]) {
-            let scores = load_512_wide(half);
-            reach |= u32::from(_mm512_cmp_pd_mask::<_CMP_GE_OQ>(scores, lows)) << shift;
-            beyond |= u32::from(_mm512_cmp_pd_mask::<_CMP_GT_OQ>(scores, lasts)) << shift;
-        }
-        *above += u64::from(beyond.count_ones());
-        let mut inside = reach & !beyond;
-        while inside != 0 {
-            keys.push(score_key(row[inside.trailing_zeros() as usize % ROW]));
-            inside &= inside - 1;
-        }
-    }
-}
 
 #[cfg(test)]
 mod tests {

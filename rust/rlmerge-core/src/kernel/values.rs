@@ -1,5 +1,8 @@
 //! One model's decoded chunk: in f32, or in f64 when any model stores this tensor as `F64`.
 
+use std::ops::Range;
+
+use super::lowrank::Band;
 use super::rng::Kept;
 use super::stats::Width;
 use super::{CHUNK, Level, combine, convert, lanes, masks, rows, stats};
@@ -25,7 +28,9 @@ pub struct Values {
 #[derive(Default)]
 struct Change {
     from: Option<usize>,
-    narrow: Vec<f32>,
+    band: Band,
+    /// Where in the band the chunk lies.
+    part: Range<usize>,
     wide: Vec<f64>,
     /// As many zeros, which the kernels subtract from the change instead of the base.
     zeros: Vec<f64>,
@@ -90,25 +95,37 @@ impl Values {
         self.plain = Some(origin);
     }
 
-    /// Adds a change; where it is zero the numbers stay as they are, −0.0 included. With `origin`, whose numbers these
-    /// were, deltas from them will be the change itself, which the sum would round.
-    pub fn add(&mut self, level: Level, change: &[f32], origin: Option<usize>) {
-        (self.plain, self.change.from, self.is_bf16) = (None, origin, false);
+    /// Where changes are made: the ones of the chunk are a part of it, and are not copied.
+    pub fn band(&mut self) -> &mut Band {
+        &mut self.change.band
+    }
+
+    /// Adds a change; where it is zero the numbers stay as they are, −0.0 included.
+    pub fn add(&mut self, level: Level, change: &[f32]) {
+        (self.plain, self.change.from, self.is_bf16) = (None, None, false);
         if self.is_wide {
             combine::shift_wide(level, &mut self.wide[..self.len], change);
         } else {
             combine::shift_narrow(level, &mut self.narrow[..self.len], change);
         }
-        if origin.is_some() {
-            self.keep_change(level, change);
+    }
+
+    /// Adds a part of the band. With `origin`, whose numbers these were, deltas from them will be the change itself, which
+    /// the sum would round.
+    pub fn add_part(&mut self, level: Level, part: Range<usize>, origin: Option<usize>) {
+        let band = std::mem::take(&mut self.change.band);
+        self.add(level, band.part(&part));
+        self.change.band = band;
+        if let Some(origin) = origin {
+            self.keep_change(level, part, origin);
         }
     }
 
-    /// Takes a change of `origin`'s stored numbers, without those: for jobs that look at deltas alone.
-    pub fn take_change(&mut self, level: Level, change: &[f32], origin: usize, wide: bool) {
-        (self.is_wide, self.len, self.absent) = (wide, change.len(), true);
-        (self.plain, self.change.from) = (None, Some(origin));
-        self.keep_change(level, change);
+    /// Takes a part of the band as the change of `origin`'s stored numbers, without those: for jobs that look at deltas
+    /// alone.
+    pub fn take_change(&mut self, level: Level, part: Range<usize>, origin: usize, wide: bool) {
+        (self.is_wide, self.len, self.absent, self.plain) = (wide, part.len(), true, None);
+        self.keep_change(level, part, origin);
     }
 
     /// Stands for `len` of `origin`'s stored numbers, which nobody looks at: deltas from them are known by themselves.
@@ -117,21 +134,20 @@ impl Values {
         (self.plain, self.change.from) = (Some(origin), None);
     }
 
-    fn keep_change(&mut self, level: Level, change: &[f32]) {
+    fn keep_change(&mut self, level: Level, part: Range<usize>, origin: usize) {
         let kept = &mut self.change;
+        (kept.from, kept.part) = (Some(origin), part);
         if self.is_wide {
             kept.wide.resize(self.len.max(kept.wide.len()), 0.0);
             kept.zeros.resize(kept.wide.len(), 0.0);
-            convert::widen(level, change, &mut kept.wide[..self.len]);
+            convert::widen(level, kept.band.part(&kept.part), &mut kept.wide[..self.len]);
         } else {
-            kept.narrow.resize(self.len.max(kept.narrow.len()), 0.0);
-            kept.zeros_narrow.resize(kept.narrow.len(), 0.0);
-            kept.narrow[..self.len].copy_from_slice(change);
+            kept.zeros_narrow.resize(self.len.max(kept.zeros_narrow.len()), 0.0);
         }
     }
 
     /// Multiplies elements by a factor, rounded once.
-    pub fn multiply(&mut self, elements: std::ops::Range<usize>, factor: f64) {
+    pub fn multiply(&mut self, elements: Range<usize>, factor: f64) {
         self.is_bf16 = false;
         if self.is_wide {
             self.wide[elements].iter_mut().for_each(|v| *v *= factor);
@@ -156,7 +172,7 @@ impl Values {
         if self.is_wide {
             (Numbers::Wide(&kept.wide[..self.len]), Numbers::Wide(&kept.zeros[..self.len]))
         } else {
-            (Numbers::Narrow(&kept.narrow[..self.len]), Numbers::Narrow(&kept.zeros_narrow[..self.len]))
+            (Numbers::Narrow(kept.band.part(&kept.part)), Numbers::Narrow(&kept.zeros_narrow[..self.len]))
         }
     }
 
@@ -491,7 +507,7 @@ impl Values {
     }
 
     /// Adds the squares of some elements to the lanes.
-    pub fn add_squares_of(&self, level: Level, range: std::ops::Range<usize>, lanes: &mut lanes::Lanes) {
+    pub fn add_squares_of(&self, level: Level, range: Range<usize>, lanes: &mut lanes::Lanes) {
         match self.numbers() {
             Numbers::Narrow(v) => lanes::add_squares_narrow(level, &v[range], lanes),
             Numbers::Wide(v) => lanes::add_squares_wide(level, &v[range], lanes),
