@@ -2,7 +2,7 @@
 
 use super::combine::MAGNITUDE;
 use super::elementary::{exp, ln, tanh};
-use super::lanes::{LANES, Lanes};
+use super::lanes::{LANES, Lanes, only};
 use super::level::kernel;
 
 kernel! {
@@ -140,14 +140,14 @@ kernel! {
         for (s, v) in ss.iter().zip(vs) {
             for i in 0..LANES {
                 let square = v[i] * v[i];
-                sums[i] += if s[i] > threshold { square } else { 0.0 };
-                ties[i] += if s[i] == threshold { square } else { 0.0 };
+                sums[i] += only(s[i] > threshold, square);
+                ties[i] += only(s[i] == threshold, square);
             }
         }
         for (i, (s, v)) in s_tail.iter().zip(v_tail).enumerate() {
             let square = v * v;
-            sums[i] += if *s > threshold { square } else { 0.0 };
-            ties[i] += if *s == threshold { square } else { 0.0 };
+            sums[i] += only(*s > threshold, square);
+            ties[i] += only(*s == threshold, square);
         }
         (*above, *at) = (sums, ties);
     }

@@ -34,6 +34,12 @@ impl Square for f64 {
     }
 }
 
+/// The value, or zero: by a mask, because a choice makes the compiler keep sums in memory and store them by halves.
+#[inline(always)]
+pub fn only(when: bool, value: f64) -> f64 {
+    f64::from_bits(value.to_bits() & 0u64.wrapping_sub(u64::from(when)))
+}
+
 macro_rules! sums {
     ($squares:ident, $products:ident, $ty:ty) => {
         kernel! {

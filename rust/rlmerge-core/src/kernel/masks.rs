@@ -1,6 +1,6 @@
 //! Methods made of one mask an expert: Reinforced Agent Merging, TALL masks, EMR.
 
-use super::lanes::{LANES, Lanes};
+use super::lanes::{LANES, Lanes, only};
 use super::level::kernel;
 use super::{CHUNK, Level};
 
@@ -163,12 +163,12 @@ kernel! {
         for (d, u) in ds.iter().zip(us) {
             for i in 0..LANES {
                 all[i] += finite(d[i]);
-                some[i] += if agrees(d[i], u[i]) { finite(u[i]) } else { 0.0 };
+                some[i] += only(agrees(d[i], u[i]), finite(u[i]));
             }
         }
         for (i, (d, u)) in d_tail.iter().zip(u_tail).enumerate() {
             all[i] += finite(*d);
-            some[i] += if agrees(*d, *u) { finite(*u) } else { 0.0 };
+            some[i] += only(agrees(*d, *u), finite(*u));
         }
         (*whole, *masked) = (all, some);
     }

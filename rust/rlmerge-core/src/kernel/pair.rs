@@ -1,7 +1,7 @@
 //! Steps over the deltas of two experts in one loop: the most common merge. Each gives the bits of the steps for any
 //! number of experts, one after the other, in [`element`](super::element) and [`combine`](super::combine).
 
-use super::lanes::{LANES, Lanes};
+use super::lanes::{LANES, Lanes, only};
 use super::level::kernel;
 
 macro_rules! load {
@@ -78,10 +78,10 @@ fn weigh(i: usize, a: f64, b: f64, score: f64, sums: [&mut Lanes; 4]) -> u32 {
     let spread = spread_of(a, b);
     let (above, tied) = (spread > score, spread == score);
     let [first, first_tied, second, second_tied] = sums;
-    first[i] += if above { a * a } else { 0.0 };
-    first_tied[i] += if tied { a * a } else { 0.0 };
-    second[i] += if above { b * b } else { 0.0 };
-    second_tied[i] += if tied { b * b } else { 0.0 };
+    first[i] += only(above, a * a);
+    first_tied[i] += only(tied, a * a);
+    second[i] += only(above, b * b);
+    second_tied[i] += only(tied, b * b);
     u32::from(tied)
 }
 

@@ -1,7 +1,7 @@
 //! The kernels of both widths as plain loops, from which the compiler makes those of each level.
 
 use super::super::Level;
-use super::super::lanes::{LANES, Lanes};
+use super::super::lanes::{LANES, Lanes, only};
 use super::super::level::kernel;
 use super::super::values::Numbers;
 use super::{Beyond, Changes, Found, Thresholds, Two, Waiting, Width, at_once, keys};
@@ -72,12 +72,6 @@ fn hits<T: Copy, U: Copy>(a: &[T], b: &[U], hit: impl Fn(T, U) -> bool) -> u64 {
         count += u32::from(hit(*a, *b));
     }
     u64::from(count)
-}
-
-/// The value, or zero: by a mask, because a choice makes the compiler keep sums in memory and store them by halves.
-#[inline(always)]
-fn only(when: bool, value: f64) -> f64 {
-    f64::from_bits(value.to_bits() & 0u64.wrapping_sub(u64::from(when)))
 }
 
 macro_rules! width {
