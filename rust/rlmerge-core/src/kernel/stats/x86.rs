@@ -11,7 +11,7 @@ use super::loops::filled;
 use super::{Beyond, Changes, Found, Thresholds, Two};
 use crate::kernel::CHUNK;
 
-/// Running sums in registers: the even half of their lanes, and the odd one.
+/// Running sums in registers: the first half of their lanes, and the last.
 type Sums = [__m512d; 2];
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,popcnt,bmi1,fma")]
@@ -230,19 +230,19 @@ fn bf16(v: __m512) -> __m512 {
 pub fn find_beyond(two: Two<'_, f32>, beyond: Beyond<f32>, lanes: &mut [Lanes]) -> Option<Found> {
     let (lanes, _) = lanes.as_chunks_mut::<4>();
     let [lanes_a, lanes_b] = lanes else { return None };
-    let (mut found, mut lost) = (Found::default(), [[0; ROWS]; 2]);
     // Two steps, since one would have more sums than there are registers.
-    elect(two, &beyond, &mut found, &mut lost);
+    let mut lost = [[0; ROWS]; 2];
+    let found = elect(two, &beyond, &mut lost);
     for (e, lanes) in [lanes_a, lanes_b].into_iter().enumerate() {
         add_largest(two.experts[e], two.from[e], beyond.least[e], &lost[e], lanes);
     }
     Some(found)
 }
 
-/// Finds what of two experts is kept and what of that has not the elected sign, and counts it.
+/// Marks what of two experts is kept and has not the elected sign, and counts everything.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,popcnt,bmi1,fma")]
 #[inline]
-fn elect(two: Two<'_, f32>, beyond: &Beyond<f32>, found: &mut Found, losts: &mut [Masks; 2]) {
+fn elect(two: Two<'_, f32>, beyond: &Beyond<f32>, losts: &mut [Masks; 2]) -> Found {
     let least = [_mm512_set1_ps(beyond.least[0][2]), _mm512_set1_ps(beyond.least[1][2])];
     let (epsilon, below) = (_mm512_set1_ps(beyond.epsilon), _mm512_set1_ps(beyond.below));
     let sign = _mm512_set1_epi32(i32::MIN);
@@ -274,13 +274,13 @@ fn elect(two: Two<'_, f32>, beyond: &Beyond<f32>, found: &mut Found, losts: &mut
             losts[e][row] = _mm512_mask_test_epi32_mask(kept[e], _mm512_xor_si512(bits[e], elected), sign);
         }
     }
-    *found = Found {
+    Found {
         kept: [count(&kepts[0]), count(&kepts[1])],
         lost: [count(&losts[0]), count(&losts[1])],
         low: [count(&lows[0]), count(&lows[1])],
         both: count(&boths),
         opposed: count(&opposeds),
-    };
+    }
 }
 
 /// Adds δ² where the magnitude is at least each of three thresholds, and where the rows' masks are set.
