@@ -400,6 +400,11 @@ impl SurveyJob {
         self.sums.experts.len()
     }
 
+    /// Whether its first scan is done: with a method's, or by itself where a sample told the method everything.
+    pub fn has_begun(&self) -> bool {
+        self.step != Step::Everything
+    }
+
     fn gather<T: Width>(&self, chunk: &mut Chunk<'_>, partial: &mut Partial) {
         let (level, len, experts) = (chunk.level, chunk.len, self.experts());
         let Scratch { stride, deltas, narrow, total, .. } = &mut *chunk.scratch;

@@ -361,11 +361,10 @@ impl<'a> Run<'a> {
             None => None,
         };
         let factors = Factors::Same(own.as_deref().unwrap_or(&self.factors));
-        let scans = job.needs_scan();
         let material =
             Material { tensors: at..at + 1, mine: &|_| true, scope: &tensor.name, keep_pages, factors };
         self.learn(job.as_mut(), material, surveying.as_mut().map(|(_, job)| job))?;
-        if let Some((_, job)) = surveying.as_mut().filter(|_| !scans) {
+        if let Some((_, job)) = surveying.as_mut().filter(|(_, job)| !job.has_begun()) {
             self.survey_once(job, at)?;
         }
         let left = surveying.as_ref().map(|(_, job)| job).filter(|job| job.needs_scan());
