@@ -142,9 +142,10 @@ pub(crate) mod registers {
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub fn put_512(register: __m512, numbers: &mut [f32], at: usize) {
-        if let Some(room) = numbers.get_mut(at..).and_then(<[f32]>::first_chunk_mut) {
-            store_512(register, room);
-        }
+        let Some(room) = numbers[at..].first_chunk_mut() else {
+            unreachable!("there is room for a whole register behind what may be written");
+        };
+        store_512(register, room);
     }
 }
 
