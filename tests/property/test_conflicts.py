@@ -117,6 +117,95 @@ def test_sparse_and_unequal_experts_and_other_settings(dtype):
     check_all(report(base, tuned, lambda_=0.5, **options), base, tuned, lambda_=0.5, **options)
 
 
+def steps(rng, n):
+    """What training at a low rate leaves in bf16: most weights as they were, the others one or two steps off."""
+    base = round_to(rng.normal(0, 0.02, n), DTYPES["BF16"]).astype(np.float32)
+    of = lambda: rng.choice([-2, -1, 0, 1], n, p=[0.02, 0.08, 0.8, 0.1])  # noqa: E731
+    scale = 2.0 ** (np.floor(np.log2(np.abs(base) + 1e-30)) - 7)
+    return base, [round_to(base + of() * scale, DTYPES["BF16"]) for _ in range(2)]
+
+
+def heavy_tails(rng, n):
+    base = rng.standard_cauchy(n).astype(np.float32)
+    return base, [base + (1e-3 * rng.standard_cauchy(n)).astype(np.float32) for _ in range(2)]
+
+
+def frozen_base(rng, n):
+    return np.zeros(n, np.float32), [rng.normal(0, 1e-3, n).astype(np.float32) for _ in range(2)]
+
+
+def nearly_all_zero(rng, n):
+    base = rng.normal(0, 0.02, n).astype(np.float32)
+    return base, [base + (rng.normal(0, 1e-3, n) * (rng.random(n) < 1e-3)).astype(np.float32) for _ in range(2)]
+
+
+def below_normal_numbers(rng, n):
+    base = (rng.normal(0, 1, n) * 1e-41).astype(np.float32)
+    return base, [(rng.normal(0, 1, n) * 1e-40).astype(np.float32) for _ in range(2)]
+
+
+def rows_of_their_own_size(rng, n):
+    """Where a sample of a few rows tells little."""
+    size = np.repeat(10.0 ** rng.uniform(-6, 0, n // 1000 + 1), 1000)[:n]
+    base = rng.normal(0, 0.02, n).astype(np.float32)
+    return base, [(base + rng.normal(0, 1e-2, n) * size).astype(np.float32) for _ in range(2)]
+
+
+def one_block_apart(rng, n):
+    """Where it tells something wrong."""
+    base, tuned = frozen_base(rng, n)
+    for expert in tuned:
+        expert[300_000:500_000] *= 1e3
+    base[300_000:500_000] = 1
+    return base, tuned
+
+
+def not_finite(rng, n):
+    base, tuned = heavy_tails(rng, n)
+    tuned[0][[5, 300_000]], tuned[1][77], base[99] = np.nan, np.inf, np.nan
+    return base, tuned
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        steps,
+        heavy_tails,
+        frozen_base,
+        nearly_all_zero,
+        below_normal_numbers,
+        rows_of_their_own_size,
+        one_block_apart,
+        not_finite,
+    ],
+)
+def test_large_tensors_between_two_experts(make):
+    """These take one scan by a guess where thresholds lie."""
+    base, tuned = make(np.random.default_rng(11), 600_000)
+    base, tuned = {"w": base}, [{"w": t} for t in tuned]
+    found = report(base, tuned)
+    tensor = conflict.of_tensor(base["w"], [t["w"] for t in tuned])
+    compare(found.raw["model"], conflict.level(tensor, tensor, lam=1.0))
+    for of in ("experts", "pairs"):
+        for mine, theirs in zip(found.raw["tensors"][0][of], tensor[of], strict=True):
+            loose = {"kept", "lost"} if make is not_finite else set()
+            same = {k: v for k, v in theirs["counts"].items() if k not in loose}
+            assert {k: v for k, v in mine["counts"].items() if k not in loose} == same
+    for e, expert in enumerate(tuned):
+        if make is not_finite:
+            continue
+        bins = found.raw["tensors"][0]["experts"][e]["histogram"]
+        assert {bins["first"] + i: n for i, n in enumerate(bins["counts"]) if n} == tensor["experts"][e]["histogram"]
+        # Within a power of two they are those of a sample.
+        sizes = np.sort(np.abs(expert["w"].astype(np.float32) - base["w"].astype(np.float32)))
+        for quantile in found.raw["quantiles"][e]:
+            if quantile["delta"] == 0:
+                assert np.count_nonzero(sizes) < quantile["share"] * len(sizes)
+                continue
+            at = np.searchsorted(sizes, [quantile["delta"] * 0.99, quantile["delta"] * 1.01]) / len(sizes)
+            assert at[0] - 0.01 <= 1 - quantile["share"] <= at[1] + 0.01, quantile
+
+
 def test_models_of_different_dtypes():
     base, tuned = draw("BF16", 2)
     tuned[0] = {n: t.astype(np.float32) for n, t in tuned[0].items()}
@@ -336,8 +425,11 @@ def test_a_merge_gathers_the_same_report_and_writes_the_same_bytes(method, param
         )
         assert (root / "a.safetensors").read_bytes() == (root / "b.safetensors").read_bytes()
     assert plain.conflicts is None
-    for key in ("model", "layers", "kinds", "cells", "tensors", "quantiles"):
+    for key in ("model", "layers", "kinds", "cells", "tensors"):
         assert both.conflicts.raw[key] == alone[key]
+    # Norms are matched in f64, where nothing is guessed.
+    for mine, theirs in zip(both.conflicts.raw["quantiles"], alone["quantiles"], strict=True):
+        assert [q["delta"] for q in mine] == pytest.approx([q["delta"] for q in theirs], rel=0.02)
     assert [t.blake3 for t in plain.tensors] == [t.blake3 for t in both.tensors]
 
 

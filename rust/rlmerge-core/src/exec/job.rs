@@ -6,6 +6,7 @@ use std::ops::Range;
 use serde_json::{Map, Value};
 
 use super::columns::ColumnPartial;
+use super::conflicts::guess::Opened;
 use super::counters::Counters;
 use crate::error::Result;
 use crate::kernel::Level;
@@ -16,6 +17,7 @@ use crate::kernel::lanes::{self, Lanes};
 use crate::kernel::ranks::Ranks;
 use crate::kernel::rivals::Picked;
 use crate::kernel::select::Tally;
+use crate::kernel::stats::Seen;
 use crate::kernel::values::Values;
 use crate::plan::{PlannedTensor, marks};
 
@@ -88,6 +90,8 @@ pub struct Scratch {
     pub duel: Duel,
     /// For candidates between two experts.
     pub finder: Finder,
+    /// For a report's scan by a guess.
+    pub seen: Seen,
 }
 
 impl Scratch {
@@ -107,6 +111,7 @@ impl Scratch {
             picked: Picked::default(),
             duel: Duel::default(),
             finder: Finder::default(),
+            seen: Seen::default(),
         }
     }
 
@@ -186,6 +191,8 @@ pub struct Partial {
     pub peaks: Vec<Option<(f64, u64)>>,
     /// What may be at a threshold, of each expert.
     pub candidates: Vec<Candidates>,
+    /// What may be beyond a threshold of a report.
+    pub opened: Opened,
     sums: Vec<(u64, Vec<f64>)>,
 }
 
@@ -219,6 +226,7 @@ impl Partial {
         if let Some(columns) = &mut self.columns {
             columns.close();
         }
+        self.opened.close_tile(ordinal);
     }
 
     /// Adds what another worker gathered.
@@ -239,6 +247,7 @@ impl Partial {
         for (a, b) in self.candidates.iter_mut().zip(other.candidates) {
             a.merge(b);
         }
+        self.opened.merge(other.opened);
         self.sums.extend(other.sums);
     }
 

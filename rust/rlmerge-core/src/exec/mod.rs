@@ -198,7 +198,7 @@ fn fill(
         old.push(was_there);
     }
 
-    let mut run = Run::new(plan, models, &files, observer)?.with_survey(survey).with_journal(stage);
+    let mut run = Run::new(plan, models, &files, observer)?.with_survey(survey)?.with_journal(stage);
     let reused = records.map(|records| run.resume(records, &old)).transpose()?.unwrap_or(0);
     let shortage = run.shortage();
     let (tensors, totals, learnt) = run.merge()?;

@@ -1,5 +1,7 @@
 //! One tile: its bytes in all models in, its bytes of the output and its statistics out.
 
+use std::ops::Range;
+
 use super::digest::{self, Part};
 use super::factors::{Product, Rows};
 use super::job::{Chunk, Job, Look, Partial, Scratch, Ties};
@@ -78,6 +80,9 @@ pub struct Slice<'a> {
     limit: Option<f64>,
     modified: Modified<'a>,
 }
+
+/// A survey that is gathered on the way.
+pub type Surveying<'s> = (&'s dyn Job, &'s mut Partial);
 
 /// What modifiers do to a slice.
 #[derive(Debug, Clone, Copy)]
@@ -424,6 +429,47 @@ impl<'a> Slice<'a> {
         self.for_chunks(work, Span::Elements, Look::Values, |chunk, _| job.scan(chunk, partial));
     }
 
+    /// Whether a survey sees the chunks that a method sees under modifiers: no groups, nothing changed.
+    pub fn is_plain(&self, modified: Modified<'_>) -> bool {
+        let is_changed = |at| self.source(at).is_changed();
+        self.group == 1 && modified.experts.is_empty() && !(0..self.models.len()).any(is_changed)
+    }
+
+    /// Scans the tile under modifiers, and before it for a survey, which knows of none.
+    pub fn scan_with(
+        self,
+        work: &mut Work,
+        survey: Option<Surveying<'_>>,
+        modified: Modified<'a>,
+        (job, partial): (&dyn Job, &mut Partial),
+        ordinal: u64,
+    ) -> Self {
+        let Some((survey, surveyed)) = survey else {
+            let slice = self.modified(modified);
+            slice.scan(work, job, ordinal, partial);
+            return slice;
+        };
+        if !self.is_plain(modified) {
+            self.survey(work, survey, surveyed);
+            surveyed.close_tile(ordinal);
+            let slice = self.modified(modified);
+            slice.scan(work, job, ordinal, partial);
+            return slice;
+        }
+        self.for_chunks(work, Span::Elements, Look::Values, |chunk, _| {
+            survey.scan(chunk, surveyed);
+            job.scan(chunk, partial);
+        });
+        surveyed.close_tile(ordinal);
+        partial.close_tile(ordinal);
+        self
+    }
+
+    /// Its elements.
+    pub fn elements(&self) -> Range<u64> {
+        self.first..self.first + self.len
+    }
+
     /// The parts of the tile that are best read one by one. Changes of adapters are made for whole tiles, and groups are
     /// read whole.
     pub fn pieces(&self, plan: &'a MergePlan, models: &'a [Checkpoint]) -> impl Iterator<Item = Self> {
@@ -441,12 +487,14 @@ impl<'a> Slice<'a> {
         (1..self.models.len()).map(|at| self.bytes(&work.inputs, at) == bytes).collect()
     }
 
-    /// The bytes of the output tile and its statistics. `order` shares the ties of a selection between tiles.
+    /// The bytes of the output tile and its statistics. `order` shares the ties of a selection between tiles. A survey sees
+    /// a plain tile on the way.
     pub fn merge<'w>(
         &self,
         work: &'w mut Work,
         job: &dyn Job,
         order: &mut dyn FnMut(&[u64]) -> Result<Vec<u64>>,
+        survey: Option<Surveying<'_>>,
     ) -> Result<(&'w [u8], TileStats)>
     where
         'a: 'w,
@@ -458,9 +506,12 @@ impl<'a> Slice<'a> {
         let (bytes, mut stats) = if self.tensor.action == Action::Copy
             || (job.keeps_common_values() && self.is_common(&work.inputs))
         {
+            if let Some((survey, surveyed)) = survey {
+                self.survey(work, survey, surveyed);
+            }
             self.copy(work)
         } else {
-            self.compute(work, job, ties)
+            self.compute(work, job, ties, survey)
         };
         stats.source_parts = sources;
         Ok((bytes, stats))
@@ -521,7 +572,13 @@ impl<'a> Slice<'a> {
         (&self.bytes(&work.inputs, 0)[begin..begin + self.len as usize * size], stats)
     }
 
-    fn compute<'w>(&self, work: &'w mut Work, job: &dyn Job, mut ties: Vec<Ties>) -> (&'w [u8], TileStats) {
+    fn compute<'w>(
+        &self,
+        work: &'w mut Work,
+        job: &dyn Job,
+        mut ties: Vec<Ties>,
+        mut survey: Option<Surveying<'_>>,
+    ) -> (&'w [u8], TileStats) {
         let (level, dtype) = (work.level, self.tensor.dtype);
         let size = (dtype.bits() / 8) as usize;
         let mut bytes = std::mem::take(&mut work.bytes);
@@ -531,6 +588,9 @@ impl<'a> Slice<'a> {
         let mut square = Lanes::default();
         let (mut done, mut clamped) = (0, 0);
         self.for_chunks(work, Span::Touching, Look::of_apply(job), |chunk, squares| {
+            if let Some((survey, surveyed)) = &mut survey {
+                survey.scan(chunk, surveyed);
+            }
             job.apply(chunk, &mut ties, squares);
             self.scale_change(chunk);
             let len = chunk.inner.len();

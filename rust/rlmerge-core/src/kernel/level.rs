@@ -111,7 +111,7 @@ pub(crate) mod registers {
             #[allow(unsafe_code, reason = "the intrinsic takes a raw pointer")]
             pub fn $load(numbers: &[$number; $count]) -> $register {
                 // SAFETY: the reference is to as many bytes as are read, which need no alignment.
-                unsafe { $from(numbers.as_ptr()) }
+                unsafe { $from(numbers.as_ptr().cast()) }
             }
             )?
 
@@ -137,6 +137,8 @@ pub(crate) mod registers {
         load_512_wide = _mm512_loadu_pd => store_512_wide = _mm512_storeu_pd
     );
     registers!("avx512f", __m512i, [u32; 16] => store_512_bits = _mm512_storeu_si512);
+    registers!("avx512f", __m128i, [u8; 16] => store_128_bytes = _mm_storeu_si128);
+    registers!("avx512f", __m512i, [u8; 64], load_512_bytes = _mm512_loadu_si512);
 
     /// The numbers out of a register from `at` on, where a whole register has room.
     #[inline]

@@ -425,8 +425,8 @@ impl Selection {
 
 /// Standard deviation of the number of values in a sample that are above something, by how much its runs of neighbours
 /// differ: those of a row are alike where rows have sizes of their own, as in the products that adapters make.
-pub fn deviation(sample: &[f64], is_above: impl Fn(f64) -> bool) -> f64 {
-    let above = |run: &[f64]| run.iter().filter(|v| is_above(**v)).count() as f64;
+pub fn deviation<T: Copy>(sample: &[T], is_above: impl Fn(T) -> bool) -> f64 {
+    let above = |run: &[T]| run.iter().filter(|v| is_above(**v)).count() as f64;
     let counts: Vec<f64> = sample.chunks_exact(RUN).map(above).collect();
     let runs = counts.len() as f64;
     let mean = counts.iter().sum::<f64>() / runs;

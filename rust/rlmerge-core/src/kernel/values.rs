@@ -254,6 +254,16 @@ impl Values {
         stats::Changes { peak, ..found }
     }
 
+    /// The numbers of two experts and of their base, which are f32.
+    #[must_use]
+    pub fn trio<'a>([first, second]: [&'a Self; 2], base: &'a Self) -> stats::Trio<'a> {
+        stats::Trio {
+            experts: [f32::of(first.numbers()), f32::of(second.numbers())],
+            base: f32::of(base.numbers()),
+            exact: first.is_bf16 && second.is_bf16 && base.is_bf16,
+        }
+    }
+
     /// `out = self − base` in the width of the tensor; gives the largest magnitude, NaN left out.
     pub fn deltas<T: Width>(&self, level: Level, base: &Self, out: &mut [T]) -> f64 {
         let (expert, of) = self.against(base);

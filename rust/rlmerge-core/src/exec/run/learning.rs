@@ -104,13 +104,10 @@ impl Run<'_> {
                     self.read_ahead(id, &tiles);
                     let slice = Slice::tile(self.plan, self.models, id);
                     slice.fetch(work, look)?;
-                    if let (Some(surveying), Some(partial)) = (surveying, surveyed) {
-                        slice.survey(work, surveying, partial);
-                        partial.close_tile(id.ordinal);
-                    }
-                    let slice =
-                        slice.modified(self.modified(&self.plan.tensors[id.tensor], factors.of(id.tensor)));
-                    slice.scan(work, scanning, id.ordinal, partial);
+                    let modified = self.modified(&self.plan.tensors[id.tensor], factors.of(id.tensor));
+                    let survey =
+                        surveying.zip(surveyed.as_mut()).map(|(job, partial)| (job as &dyn Job, partial));
+                    let slice = slice.scan_with(work, survey, modified, (scanning, partial), id.ordinal);
                     if folds {
                         turnstile.in_turn(id.ordinal, given_up, || scanning.fold(&mut partial.folding))?;
                     }

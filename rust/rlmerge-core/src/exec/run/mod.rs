@@ -131,16 +131,24 @@ impl<'a> Run<'a> {
     }
 
     /// Gathers the statistics of a conflict report on the way.
-    pub fn with_survey(mut self, survey: Option<&'a Survey>) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::error::Error::OutOfMemory) where there is no room for its counters.
+    pub fn with_survey(mut self, survey: Option<&'a Survey>) -> Result<Self> {
         self.survey = survey;
-        if survey.is_some() {
+        if let Some(survey) = survey {
+            self.ensure_room(survey)?;
             // The first scan of a merge is one of the report too.
             let shared = |t: &PlannedTensor| self.plan.passes(t).scans > 0 && !self.is_whole_model(t);
+            let more = |t: &PlannedTensor| match self.is_whole_model(t) {
+                true => survey.scans(t),
+                false => survey.scans(t) - 1,
+            };
             let scanned = self.plan.tensors.iter().filter(|t| is_scanned_whole(t) && !shared(t));
-            let more: u64 = scanned.map(|t| self.plan.source_bytes(t)).sum();
+            let more: u64 = scanned.map(|t| more(t) * self.plan.source_bytes(t)).sum();
             self.observer.begin(self.bytes_to_go_through() + more, self.plan.tensors.len() as u64);
         }
-        self
+        Ok(self)
     }
 
     /// Tells the journal of a stage of every tensor that is finished.
@@ -338,7 +346,7 @@ impl<'a> Run<'a> {
                 if tensor.action == Action::Compute && tensor.tiles() == 1 {
                     self.learn_alone(work, &slice, id, job.as_mut(), factors)?;
                 }
-                self.complete(work, &slice, id, job.as_ref(), &mut tile::alone)
+                self.complete(work, &slice, id, job.as_ref(), &mut tile::alone, None)
             },
         )?;
         Ok(())
@@ -351,6 +359,9 @@ impl<'a> Run<'a> {
         }
         let tensor = &self.plan.tensors[at];
         let mut surveying = self.survey.filter(|s| !s.is_done(at)).map(|survey| (survey, survey.job(tensor)));
+        if let Some((_, job)) = &mut surveying {
+            self.survey_sample(job, at)?;
+        }
         let mut job = self.job(tensor);
         self.give_statistics(tensor, job.as_mut())?;
         let keep_pages = self.plan.source_bytes(tensor) <= KEPT_BYTES;
@@ -364,7 +375,7 @@ impl<'a> Run<'a> {
         let material =
             Material { tensors: at..at + 1, mine: &|_| true, scope: &tensor.name, keep_pages, factors };
         self.learn(job.as_mut(), material, surveying.as_mut().map(|(_, job)| job))?;
-        if let Some((_, job)) = surveying.as_mut().filter(|(_, job)| !job.has_begun()) {
+        if let Some((_, job)) = surveying.as_mut().filter(|(_, job)| !job.is_one_scan()) {
             self.survey_once(job, at)?;
         }
         let left = surveying.as_ref().map(|(_, job)| job).filter(|job| job.needs_scan());
@@ -373,6 +384,10 @@ impl<'a> Run<'a> {
             if job.needs_scan() {
                 let all = merged(&job, gathered.into_iter().flatten());
                 job.learn(all, &tensor.name)?;
+            }
+            // Where a guess was wrong.
+            while job.needs_scan() {
+                self.survey_once(&mut job, at)?;
             }
             survey.put(at, tensor, job);
         }

@@ -11,7 +11,7 @@ use crate::exec::job::{Job, Look, Partial};
 use crate::exec::pass::TileId;
 use crate::exec::resume;
 use crate::exec::stats::TileStats;
-use crate::exec::tile::{self, Slice, Work};
+use crate::exec::tile::{self, Slice, Surveying, Work};
 use crate::exec::turnstile::Turnstile;
 use crate::plan::{PlannedTensor, TILE_ELEMENTS, marks};
 
@@ -46,18 +46,23 @@ impl Run<'_> {
                 }
                 let slice = Slice::tile(self.plan, self.models, id);
                 slice.fetch(work, Look::Values)?;
-                if let (Some(survey), Some(partial)) = (survey, partial) {
+                let modified = self.modified(&self.plan.tensors[id.tensor], factors.of(id.tensor));
+                let (Some(survey), Some(partial)) = (survey, partial) else {
+                    return self.complete(work, &slice.modified(modified), id, job, &mut order, None);
+                };
+                let on_the_way = slice.is_plain(modified) && self.measured.is_none();
+                if !on_the_way {
                     slice.survey(work, survey, partial);
-                    partial.close_tile(id.ordinal);
                 }
-                let slice =
-                    slice.modified(self.modified(&self.plan.tensors[id.tensor], factors.of(id.tensor)));
-                self.complete(work, &slice, id, job, &mut order)
+                let surveying = on_the_way.then_some((survey as &dyn Job, &mut *partial));
+                self.complete(work, &slice.modified(modified), id, job, &mut order, surveying)?;
+                partial.close_tile(id.ordinal);
+                Ok(())
             },
         )
     }
 
-    /// Computes a tile and puts it into its file; while α is being found, only measures it.
+    /// Computes a tile and puts it into its file; while α is being found, only measures it, and a survey sees nothing.
     pub(super) fn complete(
         &self,
         work: &mut Work,
@@ -65,9 +70,10 @@ impl Run<'_> {
         id: TileId,
         job: &dyn Job,
         order: &mut dyn FnMut(&[u64]) -> Result<Vec<u64>>,
+        survey: Option<Surveying<'_>>,
     ) -> Result<()> {
         let Some(measured) = &self.measured else {
-            let (bytes, stats) = slice.merge(work, job, order)?;
+            let (bytes, stats) = slice.merge(work, job, order, survey)?;
             return self.put(slice, id, bytes, stats);
         };
         if is_merged(slice.tensor) {

@@ -5,18 +5,21 @@ use std::ops::Range;
 use super::learning::merged;
 use super::{Run, is_scanned_whole};
 use crate::error::Result;
+use crate::exec::conflicts::guess::{self, Sample};
 use crate::exec::conflicts::{Survey, SurveyJob};
 use crate::exec::job::{Job, Look};
+use crate::exec::memory;
 use crate::exec::pass::TileId;
-use crate::exec::tile::{Slice, Work};
+use crate::exec::tile::{Slice, Span, Work};
 use crate::plan::{Action, PlannedTensor};
 
 impl<'a> Run<'a> {
     /// Gathers the statistics of a conflict report, and merges nothing. `more` bytes are to be gone through after it.
     pub fn survey(mut self, survey: &'a Survey, more: u64) -> Result<()> {
+        self.ensure_room(survey)?;
         self.survey = Some(survey);
         let tensors = &self.plan.tensors;
-        let scans = |t: &PlannedTensor| if is_scanned_whole(t) { 2 } else { 1 };
+        let scans = |t: &PlannedTensor| if is_scanned_whole(t) { survey.scans(t) } else { 1 };
         let bytes: u64 = tensors.iter().map(|t| self.plan.source_bytes(t) * scans(t)).sum();
         self.observer.begin(bytes + more, tensors.len() as u64);
         let mut start = 0;
@@ -29,6 +32,11 @@ impl<'a> Run<'a> {
             }
         }
         self.survey_tiles(survey, start..tensors.len())
+    }
+
+    /// Asks for the memory that a survey takes.
+    pub(super) fn ensure_room(&self, survey: &Survey) -> Result<()> {
+        memory::ensure(self.plan.memory_bound() + survey.bytes(self.workers.count()) + memory::MARGIN)
     }
 
     /// Gathers the statistics of tensors that are one tile each, or compared tile by tile.
@@ -65,10 +73,39 @@ impl<'a> Run<'a> {
     pub(super) fn survey_tensor(&self, survey: &Survey, at: usize) -> Result<()> {
         let tensor = &self.plan.tensors[at];
         let mut job = survey.job(tensor);
+        self.survey_sample(&mut job, at)?;
         while job.needs_scan() {
             self.survey_once(&mut job, at)?;
         }
         survey.put(at, tensor, job);
+        Ok(())
+    }
+
+    /// Shows a survey a sample of a tensor, if that spares it a scan.
+    pub(super) fn survey_sample(&self, job: &mut SurveyJob, at: usize) -> Result<()> {
+        if !job.wants_sample() {
+            return Ok(());
+        }
+        let tiles = self.map.tiles(at..at + 1);
+        let gathered = self.workers.run(
+            &self.map,
+            tiles.clone(),
+            self.observer,
+            Sample::default,
+            |work, sample, id, _| {
+                self.read_ahead(id, &tiles);
+                let tile = Slice::tile(self.plan, self.models, id);
+                for first in guess::places(&tile.elements(), tiles.end - tiles.start) {
+                    let slice = Slice::new(self.plan, self.models, at, first, guess::TAKEN);
+                    slice.fetch(work, Look::Values)?;
+                    slice.for_chunks(work, Span::Elements, Look::Values, |chunk, _| sample.take(chunk));
+                }
+                tile.check_intact()
+            },
+        )?;
+        let mut sample = Sample::default();
+        gathered.into_iter().for_each(|other| sample.merge(other));
+        job.take_sample(sample);
         Ok(())
     }
 

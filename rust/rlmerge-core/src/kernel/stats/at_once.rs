@@ -4,7 +4,7 @@ use super::super::lanes::Lanes;
 use super::super::level::by_level;
 #[cfg(target_arch = "x86_64")]
 use super::x86;
-use super::{Beyond, Changes, Found, Thresholds, Two};
+use super::{Changes, Found, Thresholds};
 
 by_level! {
     pub fn find_changes(
@@ -18,7 +18,7 @@ by_level! {
 }
 
 by_level! {
-    pub fn find_beyond(two: Two<'_, f32>, beyond: Beyond<f32>, lanes: &mut [Lanes]) -> Option<Found> =
+    pub fn find_beyond(deltas: [&[f32]; 2], least: [[f32; 3]; 2], lanes: &mut [Lanes]) -> Option<Found> =
         no_beyond, no_beyond, x86::find_beyond;
 }
 
@@ -37,6 +37,6 @@ fn no_pair(_a: &[f32], _b: &[f32], _epsilon: f32, _lanes: &mut [Lanes]) -> Optio
     None
 }
 
-fn no_beyond(_two: Two<'_, f32>, _beyond: Beyond<f32>, _lanes: &mut [Lanes]) -> Option<Found> {
+fn no_beyond(_deltas: [&[f32]; 2], _least: [[f32; 3]; 2], _lanes: &mut [Lanes]) -> Option<Found> {
     None
 }

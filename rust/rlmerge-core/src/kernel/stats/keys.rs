@@ -17,6 +17,10 @@ const TURNS: usize = 2;
 const ZEROS: usize = 64;
 /// Counters that are raised together.
 const MANY: usize = 16 * CHUNK;
+/// Powers of two for which there are keys, or bins.
+pub const BINS: usize = KEYS >> FRACTION;
+/// Bins below that of an f32 whose exponent is stored as zero.
+pub(super) const BINS_BELOW: usize = (-LOWEST - 127) as usize;
 /// Bits of the fraction that a key holds.
 pub const FRACTION: u32 = 7;
 /// Power of two at which keys begin.
@@ -79,19 +83,23 @@ fn key_at(place: usize, wide: bool) -> Option<usize> {
 
 /// Magnitudes whose counters are found and not yet raised.
 #[derive(Debug, Default)]
-pub struct Waiting(Vec<u16>);
+pub struct Waiting {
+    places: Vec<u16>,
+    len: usize,
+}
 
 impl Waiting {
-    /// Room for the counters of so many magnitudes more.
+    /// Room for the counters of so many magnitudes more, to be filled.
     pub fn room_for(&mut self, more: usize) -> &mut [u16] {
-        let len = self.0.len();
-        self.0.resize(len + more, 0);
-        &mut self.0[len..]
+        let begin = self.len;
+        self.len += more;
+        self.places.resize(self.len.max(self.places.len()), 0);
+        &mut self.places[begin..self.len]
     }
 
     /// Raises the counters once there are many: while others work on a table of their own, this one leaves the first cache.
     pub fn raise_many(&mut self, table: &mut [u32]) {
-        if self.0.len() >= MANY {
+        if self.len >= MANY {
             self.raise(table);
         }
     }
@@ -99,11 +107,11 @@ impl Waiting {
     /// Raises the counters.
     pub fn raise(&mut self, table: &mut [u32]) {
         if let Some(counts) = table.first_chunk_mut::<ROOM>() {
-            for place in &self.0 {
+            for place in &self.places[..self.len] {
                 counts[usize::from(*place)] += 1;
             }
         }
-        self.0.clear();
+        self.len = 0;
     }
 }
 
@@ -123,6 +131,60 @@ kernel! {
                 table[ROOM + key(f64::from(*v))] += 1;
             }
         }
+    }
+}
+
+/// How often keys of some range were met.
+#[derive(Debug, Default)]
+pub struct KeyCounts {
+    first: usize,
+    /// Counters that each key has in turn: adding to one again waits for the addition before. The last are of all others.
+    counts: Vec<[u32; 4]>,
+}
+
+impl KeyCounts {
+    /// For keys from one up to another.
+    #[must_use]
+    pub fn between(first: usize, end: usize) -> Self {
+        Self { first, counts: vec![[0; 4]; end.saturating_sub(first) + 1] }
+    }
+
+    /// Counts the keys of magnitudes; those elsewhere are left out.
+    pub fn add(&mut self, values: &[f32]) {
+        let Some(others) = self.counts.len().checked_sub(1) else { return };
+        for values in values.chunks(4) {
+            for (turn, value) in values.iter().enumerate() {
+                // That of a normal number is in its bits.
+                let upper = (value.to_bits() & MAGNITUDE_NARROW) >> SHIFT_NARROW;
+                let is_normal = (1 << FRACTION..255 << FRACTION).contains(&upper);
+                let key = if is_normal {
+                    upper as usize + (BINS_BELOW << FRACTION)
+                } else {
+                    key(f64::from(*value))
+                };
+                // Without a branch, which would go either way.
+                self.counts[key.wrapping_sub(self.first).min(others)][turn] += 1;
+            }
+        }
+    }
+
+    /// Adds what another counted of the same keys.
+    pub fn merge(&mut self, other: &Self) {
+        self.counts.iter_mut().flatten().zip(other.counts.iter().flatten()).for_each(|(a, b)| *a += b);
+    }
+
+    /// How often a key of the range was met.
+    #[must_use]
+    pub fn of(&self, key: usize) -> u64 {
+        self.counts[key - self.first].iter().map(|count| u64::from(*count)).sum()
+    }
+}
+
+/// Adds how many magnitudes lie in each power of two, as keys without their fraction; zeros are in none.
+pub(super) fn count_bins(values: &[f32], bins: &mut [i64]) {
+    for value in values {
+        let key = key(f64::from(*value));
+        bins[key >> FRACTION] += i64::from(key > 0);
     }
 }
 

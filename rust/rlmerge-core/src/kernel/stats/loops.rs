@@ -4,7 +4,7 @@ use super::super::Level;
 use super::super::lanes::{LANES, Lanes, only};
 use super::super::level::kernel;
 use super::super::values::Numbers;
-use super::{Beyond, Changes, Found, Thresholds, Two, Waiting, Width, at_once, keys};
+use super::{Changes, Found, Thresholds, Waiting, Width, at_once, keys};
 
 /// An f32 rounded to bf16, to nearest even.
 #[inline(always)]
@@ -14,13 +14,13 @@ pub(super) fn bf16(value: f32) -> f32 {
 }
 
 /// The largest f32 that is not above a number: no f32 lies between the two.
-fn floor_narrow(value: f64) -> f32 {
+pub(super) fn floor_narrow(value: f64) -> f32 {
     let near = value as f32;
     if f64::from(near) > value { near.next_down() } else { near }
 }
 
 /// The smallest f32 that is not below a number.
-fn ceil_narrow(value: f64) -> f32 {
+pub(super) fn ceil_narrow(value: f64) -> f32 {
     let near = value as f32;
     if f64::from(near) < value { near.next_up() } else { near }
 }
@@ -407,16 +407,13 @@ width!(f32, Narrow, |narrow, _wide| narrow, floor_narrow, ceil_narrow, keys::fin
     ) -> Option<(u64, u64)> {
         at_once::add_pair(level, a, b, floor_narrow(epsilon), lanes)
     }
-    fn find_beyond(
+    fn find_beyond_at_once(
         level: Level,
-        two: Two<'_, f32>,
-        beyond: Beyond<f64>,
+        deltas: [&[f32]; 2],
+        least: [[f64; 3]; 2],
         lanes: &mut [Lanes],
     ) -> Option<Found> {
-        let Beyond { epsilon, below, least } = beyond;
-        let least = least.map(|least| least.map(ceil_narrow));
-        let beyond = Beyond { epsilon: floor_narrow(epsilon), below: ceil_narrow(below), least };
-        at_once::find_beyond(level, two, beyond, lanes)
+        at_once::find_beyond(level, deltas, least.map(|least| least.map(ceil_narrow)), lanes)
     }
 });
 width!(f64, Wide, |_narrow, wide| wide, std::convert::identity, std::convert::identity, keys::find_wide, {});

@@ -5,6 +5,7 @@
 //! [`key`]s, so that nothing depends on the SIMD level.
 
 mod at_once;
+mod glance;
 mod keys;
 mod loops;
 #[cfg(test)]
@@ -12,7 +13,8 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use keys::{FRACTION, KEYS, TABLE, Waiting, by_key, edge, key};
+pub use glance::{Above, Changed, Glance, Limits, Open, Seen, Trio, glance, narrow_edge, near, settle};
+pub use keys::{BINS, FRACTION, KEYS, KeyCounts, TABLE, Waiting, by_key, edge, key};
 
 use super::Level;
 use super::lanes::Lanes;
@@ -44,28 +46,6 @@ pub struct Thresholds<T> {
     pub relative: T,
 }
 
-/// The numbers of two experts, those that their deltas are differences from, and the base's.
-#[derive(Debug, Clone, Copy)]
-pub struct Two<'a, T> {
-    /// What each is …
-    pub experts: [&'a [T]; 2],
-    /// … and what is subtracted from it.
-    pub from: [&'a [T]; 2],
-    /// The base.
-    pub base: &'a [T],
-}
-
-/// What lies beyond thresholds.
-#[derive(Debug, Clone, Copy)]
-pub struct Beyond<T> {
-    /// A delta above it is a change.
-    pub epsilon: T,
-    /// Base weights under it are the smallest.
-    pub below: T,
-    /// Of each expert: magnitudes from which on deltas count as large; from the last on TIES keeps them.
-    pub least: [[T; 3]; 2],
-}
-
 /// How many elements of two experts lie beyond thresholds.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Found {
@@ -73,12 +53,22 @@ pub struct Found {
     pub kept: [u64; 2],
     /// Those of them that have not the elected sign.
     pub lost: [u64; 2],
-    /// Those that each changed where the base is small.
-    pub low: [u64; 2],
     /// Those kept of both …
     pub both: u64,
     /// … with different signs.
     pub opposed: u64,
+}
+
+impl Found {
+    /// Adds what was found elsewhere.
+    pub fn add(&mut self, other: &Self) {
+        for e in 0..2 {
+            self.kept[e] += other.kept[e];
+            self.lost[e] += other.lost[e];
+        }
+        self.both += other.both;
+        self.opposed += other.opposed;
+    }
 }
 
 /// The width of numbers and of their deltas: f32, or f64 where a model stores F64.
@@ -136,13 +126,37 @@ pub trait Width: Copy + Default + Into<f64> {
     ) -> Option<(u64, u64)> {
         None
     }
-    /// What is found beyond thresholds of two experts by [`subtract`](Self::subtract) and the methods after
-    /// [`add_largest`](Self::add_largest), in one loop, where there is a kernel for it. Lanes are of each expert those of
-    /// `add_largest` and then that of `count_lost`.
+    /// What of two experts is beyond thresholds, which are three of each as for [`add_largest`](Self::add_largest). Lanes
+    /// are of each expert those of `add_largest` and then that of [`count_lost`](Self::count_lost).
     fn find_beyond(
+        level: Level,
+        deltas: [&[Self]; 2],
+        least: [[f64; 3]; 2],
+        total: &mut Vec<f64>,
+        lanes: &mut [Lanes],
+    ) -> Found {
+        if let Some(found) = Self::find_beyond_at_once(level, deltas, least, lanes) {
+            return found;
+        }
+        let (mut found, len) = (Found::default(), deltas[0].len());
+        total.resize(len.max(total.len()), 0.0);
+        let total = &mut total[..len];
+        total.fill(0.0);
+        for e in 0..2 {
+            Self::add_largest(level, deltas[e], least[e], &mut lanes[4 * e..][..3], total);
+        }
+        for e in 0..2 {
+            let sums = &mut lanes[4 * e + 3];
+            (found.kept[e], found.lost[e]) = Self::count_lost(level, deltas[e], least[e][2], total, sums);
+        }
+        (found.both, found.opposed) = Self::count_opposed(level, deltas[0], deltas[1], least.map(|l| l[2]));
+        found
+    }
+    /// [`find_beyond`](Self::find_beyond) in two loops, where there is a kernel for it.
+    fn find_beyond_at_once(
         _level: Level,
-        _two: Two<'_, Self>,
-        _beyond: Beyond<f64>,
+        _deltas: [&[Self]; 2],
+        _least: [[f64; 3]; 2],
         _lanes: &mut [Lanes],
     ) -> Option<Found> {
         None

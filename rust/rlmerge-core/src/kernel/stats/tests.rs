@@ -63,66 +63,151 @@ fn levels_and_widths_give_the_same_bits_and_plain_loops_the_same_counts() {
     }
 }
 
-/// What [`Width::find_beyond`] finds, step by step.
-fn beyond_by_steps(two: Two<'_, f32>, beyond: Beyond<f64>, lanes: &mut [Lanes]) -> Found {
-    let (level, len) = (Level::BASELINE, two.base.len());
-    let (mut found, mut total, mut deltas) =
-        (Found::default(), vec![0.0; len], [vec![0.0; len], vec![0.0; len]]);
-    for e in 0..2 {
-        f32::subtract(level, two.experts[e], two.from[e], &mut deltas[e]);
-        f32::add_largest(level, &deltas[e], beyond.least[e], &mut lanes[4 * e..][..3], &mut total);
-        found.low[e] = f32::count_low(level, &deltas[e], two.base, beyond.epsilon, beyond.below);
-    }
-    for e in 0..2 {
-        (found.kept[e], found.lost[e]) =
-            f32::count_lost(level, &deltas[e], beyond.least[e][2], &total, &mut lanes[4 * e + 3]);
-    }
-    let least = beyond.least.map(|least| least[2]);
-    (found.both, found.opposed) = f32::count_opposed(level, &deltas[0], &deltas[1], least);
-    found
+fn bits(lanes: &[Lanes]) -> Vec<u64> {
+    lanes.iter().flatten().map(|v| v.to_bits()).collect()
 }
+
+/// A base and two experts: in the second round with opposite deltas, in the third with numbers without sense too.
+fn drawn(len: usize, round: usize) -> [Vec<f32>; 3] {
+    let (base, mut x, mut y) = (noise(len, 1), noise(len, 2), noise(len, 3));
+    for (i, ((x, y), b)) in x.iter_mut().zip(&mut y).zip(&base).enumerate() {
+        match (round, i % 7) {
+            (1 | 2, 3) => (*x, *y) = (*b + 3e-5, *b - 3e-5),
+            (2, 1) => (*x, *y) = (f32::INFINITY, f32::NEG_INFINITY),
+            (2, 2) => *x = f32::NAN,
+            (2, 4) => *y = *b + f32::MIN_POSITIVE / 4.0,
+            _ => {}
+        }
+    }
+    [base, x, y]
+}
+
+const LENGTHS: [usize; 8] = [0, 1, 15, 16, 17, 100, 1000, 1024];
 
 #[test]
 fn kernels_that_do_all_at_once_find_what_steps_find() {
-    let bits = |lanes: &[Lanes]| lanes.iter().flatten().map(|v| v.to_bits()).collect::<Vec<_>>();
-    for len in [0, 1, 15, 16, 17, 100, 1000, 1024] {
-        let (base, mut x, mut y) = (noise(len, 1), noise(len, 2), noise(len, 3));
-        for round in 0..3 {
-            // Opposite deltas, and then numbers without sense.
-            for (i, ((x, y), b)) in x.iter_mut().zip(&mut y).zip(&base).enumerate() {
-                match (round, i % 7) {
-                    (1, 3) => (*x, *y) = (*b + 3e-5, *b - 3e-5),
-                    (2, 1) => (*x, *y) = (f32::INFINITY, f32::NEG_INFINITY),
-                    (2, 2) => *x = f32::NAN,
-                    (2, 4) => *y = f32::MIN_POSITIVE / 4.0,
-                    _ => {}
-                }
+    for (len, round) in LENGTHS.into_iter().flat_map(|len| [0, 1, 2].map(|round| (len, round))) {
+        let [base, x, y] = drawn(len, round);
+        let mut deltas = [vec![0.0; len], vec![0.0; len]];
+        f32::subtract(Level::BASELINE, &x, &base, &mut deltas[0]);
+        f32::subtract(Level::BASELINE, &y, &base, &mut deltas[1]);
+        let deltas = [&deltas[0][..], &deltas[1][..]];
+        let least = [[5e-5, 2e-5, 1e-5], [6e-5, 3e-5, f64::from(f32::from_bits(1))]];
+        let thresholds = Thresholds { epsilon: 1e-5, relative: 1e-3 };
+        let beyond = |level: Level| {
+            let mut lanes = [Lanes::default(); 8];
+            (f32::find_beyond(level, deltas, least, &mut Vec::new(), &mut lanes), bits(&lanes))
+        };
+        let changes = |level: Level, exact: bool| {
+            let (mut lanes, mut out) = ([Lanes::default(); 3], vec![0.0; len]);
+            let found = f32::changes(level, &x, &base, exact, thresholds, &mut out, &mut lanes);
+            (found, bits(&lanes), out.iter().map(|v| v.to_bits()).collect::<Vec<_>>())
+        };
+        for level in Level::available() {
+            let name = level.name();
+            assert_eq!(beyond(level), beyond(Level::BASELINE), "{len}, {round}, {name}");
+            for exact in [false, true] {
+                let expected = changes(Level::BASELINE, exact);
+                assert_eq!(changes(level, exact), expected, "{len}, {round}, {name}");
             }
-            let two = Two { experts: [&x, &y], from: [&base, &base], base: &base };
-            let least = [[5e-5, 2e-5, 1e-5], [6e-5, 3e-5, f64::from(f32::from_bits(1))]];
-            let beyond = Beyond { epsilon: 1e-5, below: 2e-5, least };
-            let thresholds = Thresholds { epsilon: 1e-5, relative: 1e-3 };
-            for level in Level::available() {
-                let mut lanes = [[Lanes::default(); 8]; 2];
-                if let Some(found) = f32::find_beyond(level, two, beyond, &mut lanes[0]) {
-                    assert_eq!(found, beyond_by_steps(two, beyond, &mut lanes[1]), "{len}, {round}");
-                    assert_eq!(bits(&lanes[0]), bits(&lanes[1]), "{len}, {round}");
+        }
+    }
+}
+
+/// What a glance finds: counts, bins, lanes, and what is open.
+fn glanced(level: Level, [base, x, y]: &[Vec<f32>; 3], exact: bool, limits: &Limits) -> (Glance, Vec<u64>) {
+    let (mut lanes, mut bins) = ([Lanes::default(); 23], [[0; BINS]; 2]);
+    let (mut seen, mut open) = (Seen::default(), Open::default());
+    let thresholds = Thresholds { epsilon: 1e-5, relative: 1e-3 };
+    let trio = Trio { experts: [x, y], base, exact };
+    let [first, second] = &mut bins;
+    let glance = glance(level, trio, thresholds, limits, [first, second], &mut seen, &mut lanes, &mut open);
+    let mut all = bits(&lanes);
+    all.extend(bins.as_flattened().iter().map(|count| *count as u64));
+    all.extend(open.near.iter().map(|v| u64::from(v.to_bits())));
+    let [first, second] = open.take_pairs();
+    assert_eq!(open.count(), 0);
+    all.extend(first.iter().chain(&second).map(|v| u64::from(v.to_bits())));
+    (glance, all)
+}
+
+#[test]
+fn a_glance_is_the_same_at_every_level() {
+    let key = |size: f64| key(size);
+    let of = |low: f64, high: f64| [key(low), key(high)];
+    let limits = [
+        Limits::of_keys([[of(4e-5, 4.2e-5), of(2e-5, 3e-5), of(1e-5, 1e-5)]; 2], of(1e-5, 2e-5)),
+        Limits::of_keys([[of(4e-5, 4.2e-5), of(2e-5, 2e-5), [1, 1]], [[1, 5]; 3]], [1, key(1e-6)]),
+    ];
+    for (len, round) in LENGTHS.into_iter().flat_map(|len| [0, 1, 2].map(|round| (len, round))) {
+        for limits in &limits {
+            for exact in [false, true] {
+                let mut drawn = drawn(len, round);
+                if exact {
+                    drawn.iter_mut().flatten().for_each(|v| *v = bf16(*v));
                 }
-                for exact in [false, true] {
-                    let (mut lanes, mut out) = ([[Lanes::default(); 3]; 2], [vec![0.0; len], vec![0.0; len]]);
-                    let changes = [Level::BASELINE, level].map(|level| {
-                        let at = usize::from(level != Level::BASELINE);
-                        f32::changes(level, &x, &base, exact, thresholds, &mut out[at], &mut lanes[at])
-                    });
-                    if level != Level::BASELINE {
-                        assert_eq!(changes[0], changes[1], "{len}, {round}, {}", level.name());
-                        assert_eq!(bits(&lanes[0]), bits(&lanes[1]), "{len}, {round}, {}", level.name());
-                        let [a, b] = out.map(|v| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>());
-                        assert_eq!(a, b, "{len}, {round}, {}", level.name());
-                    }
+                let expected = glanced(Level::BASELINE, &drawn, exact, limits);
+                for level in Level::available() {
+                    let found = glanced(level, &drawn, exact, limits);
+                    assert_eq!(found, expected, "{len}, {round}, {exact}, {}", level.name());
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_glance_and_what_it_leaves_open_are_all() {
+    let drawn = drawn(1000, 1);
+    let [base, x, y] = &drawn;
+    let deltas = [x, y].map(|e| e.iter().zip(base).map(|(e, b)| e - b).collect::<Vec<f32>>());
+    let of = |low: f64, high: f64| [key(low), key(high)];
+    let cuts = [of(4e-5, 4.2e-5), of(2e-5, 3e-5), of(1e-5, 1e-5)];
+    let limits = Limits::of_keys([cuts; 2], of(1e-5, 2e-5));
+    // Any thresholds within the limits.
+    let keys = [[cuts[0][1], cuts[1][0], cuts[2][0]], [cuts[0][0], cuts[1][0] + 9, cuts[2][0]]];
+    let least = keys.map(|keys| keys.map(narrow_edge));
+    let mut all = [Lanes::default(); 8];
+    let expected = settle(Level::BASELINE, [&deltas[0], &deltas[1]], least, &mut all);
+    let (mut lanes, mut bins) = ([Lanes::default(); 23], [[0; BINS]; 2]);
+    let (mut seen, mut open) = (Seen::default(), Open::default());
+    let [first, second] = &mut bins;
+    let trio = Trio { experts: [x, y], base, exact: false };
+    let thresholds = Thresholds { epsilon: 1e-5, relative: 1e-3 };
+    let level = Level::choose();
+    let glance = glance(level, trio, thresholds, &limits, [first, second], &mut seen, &mut lanes, &mut open);
+    let (mut found, mut rest) = (glance.found, [Lanes::default(); 8]);
+    let pairs = open.take_pairs();
+    assert!((10..500).contains(&pairs[0].len()), "{}", pairs[0].len());
+    found.add(&settle(level, [&pairs[0], &pairs[1]], least, &mut rest));
+    assert_eq!(found, expected);
+    for (at, expected) in all.iter().map(lanes::total).enumerate() {
+        let sum = lanes::total(&lanes[15 + at]) + lanes::total(&rest[at]);
+        assert!((sum - expected).abs() <= 1e-12 * expected, "{at}: {sum} {expected}");
+    }
+    for (e, deltas) in deltas.iter().enumerate() {
+        for (cut, [low, high]) in cuts.into_iter().enumerate() {
+            let reach = |key: usize| deltas.iter().filter(|d| f64::from(d.abs()) >= edge(key)).count() as u64;
+            assert_eq!(glance.above[e][cut], [reach(low), reach(high + 1)]);
+        }
+        let mut counts = [0; BINS];
+        deltas.iter().filter(|d| **d != 0.0).for_each(|d| counts[key(f64::from(*d)) >> FRACTION] += 1);
+        assert_eq!(bins[e], counts);
+        let small = |b: &f32| f64::from(b.abs()) < edge(key(1e-5));
+        let low = deltas.iter().zip(base).filter(|(d, b)| d.abs() > 1e-5 && small(b)).count() as u64;
+        assert_eq!(
+            (glance.experts[e].low, glance.smallest),
+            (low, base.iter().filter(|b| small(b)).count() as u64)
+        );
+    }
+    let between = |b: &f32| (edge(key(1e-5))..edge(key(2e-5))).contains(&f64::from(b.abs()));
+    let near: Vec<f32> = open.near.iter().map(|written| super::near(*written).0).collect();
+    let expected: Vec<f32> =
+        base.iter().filter(|b| between(b)).map(|b| f32::from_bits(b.abs().to_bits() & !1)).collect();
+    assert_eq!(near, expected);
+    let changed = |e: usize| deltas[e].iter().zip(base).filter(|(d, b)| d.abs() > 1e-5 && between(b)).count();
+    for e in 0..2 {
+        assert_eq!(open.near.iter().filter(|written| super::near(**written).1[e]).count(), changed(e));
     }
 }
 

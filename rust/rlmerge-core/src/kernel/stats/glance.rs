@@ -1,0 +1,338 @@
+//! One scan of two experts that finds what otherwise takes two, where it is known roughly where thresholds lie.
+//!
+//! What reaches the upper limit of a threshold is beyond it, what is below the lower one is not. What lies between is
+//! written down until the threshold is known: few elements, brought together without a branch.
+
+use super::super::CHUNK;
+use super::super::Level;
+use super::super::lanes::{LANES, Lanes};
+use super::super::level::{by_level, kernel};
+use super::keys::count_bins;
+use super::loops::{ceil_narrow, floor_narrow};
+#[cfg(target_arch = "x86_64")]
+use super::x86;
+use super::{Changes, Found, Thresholds, Width, edge};
+
+/// The smallest f32 with this key, for keys above 0.
+#[must_use]
+pub fn narrow_edge(key: usize) -> f32 {
+    ceil_narrow(edge(key))
+}
+
+/// Elements that are looked at together.
+const ROW: usize = LANES;
+
+/// The numbers of two experts and of the base that their deltas are differences from.
+#[derive(Debug, Clone, Copy)]
+pub struct Trio<'a> {
+    /// The experts.
+    pub experts: [&'a [f32]; 2],
+    /// The base.
+    pub base: &'a [f32],
+    /// Whether bf16 holds all of them.
+    pub exact: bool,
+}
+
+/// Magnitudes that tell where thresholds may lie, of each expert three.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Limits {
+    /// What is below these is not beyond a threshold …
+    pub(super) least: [[f32; 3]; 2],
+    /// … and what reaches these is.
+    pub(super) end: [[f32; 3]; 2],
+    /// Whether what lies between has one key: then it is beyond the threshold too, and none of it is open.
+    pub(super) is_known: [[bool; 3]; 2],
+    /// Base weights below the first are among the smallest, those that reach the second are not.
+    pub(super) below: [f32; 2],
+}
+
+impl Limits {
+    /// From the first and the last key that each may have, of the smallest beyond it; and from the first that the largest of
+    /// the smallest base weights may have, and one past the last.
+    #[must_use]
+    pub fn of_keys(cuts: [[[usize; 2]; 3]; 2], below: [usize; 2]) -> Self {
+        Self {
+            least: cuts.map(|cuts| cuts.map(|[first, _]| narrow_edge(first))),
+            end: cuts.map(|cuts| cuts.map(|[_, last]| narrow_edge(last + 1))),
+            is_known: cuts.map(|cuts| cuts.map(|[first, last]| first == last)),
+            below: below.map(narrow_edge),
+        }
+    }
+
+    /// The magnitudes below which nothing of each expert is beyond a threshold.
+    #[inline(always)]
+    pub(super) fn reach(&self) -> [f32; 2] {
+        self.least.map(|[a, b, c]| a.min(b).min(c))
+    }
+
+    /// Those from which on everything is beyond each threshold.
+    fn enough(&self) -> [[f32; 3]; 2] {
+        let of = |e: usize, cut: usize| (if self.is_known[e][cut] { self.least } else { self.end })[e][cut];
+        [0, 1].map(|e| [0, 1, 2].map(|cut| of(e, cut)))
+    }
+
+    /// Whether it is open if a magnitude of an expert is beyond a threshold. Counts those that reach each limit.
+    fn leave_open(&self, expert: usize, size: f32, above: &mut Above) -> bool {
+        let mut is_open = false;
+        for (cut, above) in above[expert].iter_mut().enumerate() {
+            let reaches = [size >= self.least[expert][cut], size >= self.end[expert][cut]];
+            is_open |= reaches[0] & !reaches[1] & !self.is_known[expert][cut];
+            above[0] += u64::from(reaches[0]);
+            above[1] += u64::from(reaches[1]);
+        }
+        is_open
+    }
+}
+
+/// Of each threshold of each expert: how many deltas reach each of its limits.
+pub type Above = [[[u64; 2]; 3]; 2];
+
+/// What was brought together of a chunk. Behind its elements each list has room for a register.
+#[derive(Debug)]
+pub struct Seen {
+    /// The deltas of both experts, …
+    pub(super) deltas: [Vec<f32>; 2],
+    /// … their exponents as stored, of a whole chunk.
+    pub(super) exponents: Box<[[u8; CHUNK]; 2]>,
+    /// Those of both where one may be beyond a threshold.
+    pub(super) large: [Vec<f32>; 2],
+    pub(super) larges: usize,
+    /// Magnitudes of the base between their limits, with a minus where the first expert changed them and with the lowest
+    /// bit where the second did.
+    pub(super) near: Vec<f32>,
+    pub(super) nears: usize,
+    /// How many base weights are below their limits.
+    pub(super) smallest: u64,
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        let list = Vec::new;
+        Self {
+            deltas: [list(), list()],
+            exponents: Box::new([[0; CHUNK]; 2]),
+            large: [list(), list()],
+            larges: 0,
+            near: list(),
+            nears: 0,
+            smallest: 0,
+        }
+    }
+}
+
+impl Seen {
+    /// The first delta of an expert that is so large.
+    #[must_use]
+    pub fn find(&self, expert: usize, size: f64) -> Option<(usize, f64)> {
+        let at = self.deltas[expert].iter().position(|delta| f64::from(delta.abs()) == size)?;
+        Some((at, self.deltas[expert][at].into()))
+    }
+}
+
+/// What a glance tells of an expert.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Changed {
+    /// What it changes.
+    pub changes: Changes,
+    /// Elements that it changes where the base is below its limits.
+    pub low: u64,
+}
+
+/// What a glance tells of a chunk.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Glance {
+    /// Of each expert.
+    pub experts: [Changed; 2],
+    /// Elements that both changed, and of these the ones with different signs.
+    pub shared: (u64, u64),
+    /// Base weights below their limits.
+    pub smallest: u64,
+    /// What is beyond thresholds for certain.
+    pub found: Found,
+    /// How many deltas are large.
+    pub above: Above,
+}
+
+/// The part of it that needs no threshold.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Looked {
+    pub(super) experts: [Changed; 2],
+    pub(super) shared: (u64, u64),
+}
+
+/// What is written down of a tile.
+#[derive(Debug, Default)]
+pub struct Open {
+    /// The deltas of both experts where it is open whether one is beyond a threshold, …
+    pub(super) pairs: [Vec<f32>; 2],
+    /// … so many of them.
+    pub(super) len: usize,
+    /// Base weights that may be among the smallest, see [`near`].
+    pub near: Vec<f32>,
+}
+
+impl Open {
+    /// Number of pairs.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.len
+    }
+
+    /// The pairs, which are then forgotten.
+    pub fn take_pairs(&mut self) -> [Vec<f32>; 2] {
+        let pairs = self.pairs.each_ref().map(|deltas| deltas[..self.len].to_vec());
+        self.len = 0;
+        pairs
+    }
+
+    /// Room for so many pairs more, and for a register behind them.
+    pub(super) fn make_room(&mut self, more: usize) {
+        let room = self.len + more + ROW;
+        if self.pairs[0].len() < room {
+            self.pairs.iter_mut().for_each(|deltas| deltas.resize(2 * room, 0.0));
+        }
+    }
+
+    fn push(&mut self, a: f32, b: f32) {
+        (self.pairs[0][self.len], self.pairs[1][self.len]) = (a, b);
+        self.len += 1;
+    }
+}
+
+/// A base weight that was written down: the bits of its magnitude but for the lowest, and whether each expert changed it.
+#[must_use]
+pub fn near(written: f32) -> (f32, [bool; 2]) {
+    let bits = written.to_bits();
+    (f32::from_bits(bits & (u32::MAX >> 1) & !1), [bits >> 31 == 1, bits & 1 == 1])
+}
+
+/// Adds to `lanes` the moments of each expert, the sums of the pair, and for each expert those of what is beyond its
+/// thresholds for certain: 3, 3, 9, 4 and 4. Counts deltas by powers of two in [`BINS`](super::BINS) bins of each expert,
+/// and writes down what is open.
+#[allow(clippy::too_many_arguments, reason = "one pass over the chunk does it all")]
+pub fn glance(
+    level: Level,
+    trio: Trio<'_>,
+    thresholds: Thresholds<f64>,
+    limits: &Limits,
+    mut bins: [&mut [i64]; 2],
+    seen: &mut Seen,
+    lanes: &mut [Lanes],
+    open: &mut Open,
+) -> Glance {
+    let room = trio.base.len() + 2 * ROW;
+    let Seen { deltas: [a, b], large: [x, y], near, .. } = seen;
+    for list in [a, b, x, y, near] {
+        list.resize(room.max(list.len()), 0.0);
+    }
+    let (sums, beyond) = lanes.split_at_mut(15);
+    let Thresholds { epsilon, relative } = thresholds;
+    let narrow = Thresholds { epsilon: floor_narrow(epsilon), relative: relative as f32 };
+    let looked = at_once(level, trio, narrow, limits, &mut bins, seen, sums);
+    let Looked { experts, shared } =
+        looked.unwrap_or_else(|| look(level, trio, thresholds, limits, bins, seen, sums));
+    let Seen { large, larges, near, nears, smallest, .. } = seen;
+    open.near.extend_from_slice(&near[..*nears]);
+    // The last row is one of large deltas and of zeros.
+    large.iter_mut().for_each(|list| list[*larges..][..ROW].fill(0.0));
+    let mut above = Above::default();
+    divide(level, limits, large, *larges, open, &mut above);
+    let found = find(level, [&large[0][..*larges], &large[1][..*larges]], limits.enough(), beyond);
+    Glance { experts, shared, smallest: *smallest, found, above }
+}
+
+/// Adds what of two experts is beyond thresholds, some chunks of deltas, to the lanes of each.
+pub fn settle(level: Level, deltas: [&[f32]; 2], least: [[f32; 3]; 2], lanes: &mut [Lanes]) -> Found {
+    let mut all = Found::default();
+    for (a, b) in deltas[0].chunks(CHUNK).zip(deltas[1].chunks(CHUNK)) {
+        all.add(&find(level, [a, b], least, lanes));
+    }
+    all
+}
+
+fn find(level: Level, deltas: [&[f32]; 2], least: [[f32; 3]; 2], lanes: &mut [Lanes]) -> Found {
+    let least = least.map(|least| least.map(f64::from));
+    f32::find_beyond(level, deltas, least, &mut Vec::new(), lanes)
+}
+
+/// All but what is beyond thresholds, step by step.
+fn look(
+    level: Level,
+    trio: Trio<'_>,
+    thresholds: Thresholds<f64>,
+    limits: &Limits,
+    bins: [&mut [i64]; 2],
+    seen: &mut Seen,
+    lanes: &mut [Lanes],
+) -> Looked {
+    let (mut experts, epsilon) = ([Changed::default(); 2], thresholds.epsilon);
+    for (e, bins) in bins.into_iter().enumerate() {
+        let (expert, delta) = (trio.experts[e], &mut seen.deltas[e][..trio.base.len()]);
+        let lanes = &mut lanes[3 * e..][..3];
+        experts[e].changes = f32::changes(level, expert, trio.base, trio.exact, thresholds, delta, lanes);
+        count_bins(delta, bins);
+    }
+    let [a, b] = seen.deltas.each_ref().map(|deltas| &deltas[..trio.base.len()]);
+    let shared = f32::add_pair(level, a, b, epsilon, &mut lanes[6..]);
+    [experts[0].low, experts[1].low] = pick(level, trio.base, floor_narrow(epsilon), limits, seen);
+    Looked { experts, shared }
+}
+
+kernel! {
+    /// Brings together what may be beyond a threshold, and gives how many small base weights each expert changed.
+    fn pick(base: &[f32], epsilon: f32, limits: &Limits, seen: &mut Seen) -> [u64; 2] {
+        let Seen { deltas: [a, b], large: [x, y], near, .. } = seen;
+        let [least_a, least_b] = limits.reach();
+        let (mut larges, mut nears, mut smallest, mut low) = (0, 0, 0, [0; 2]);
+        for ((a, b), base) in a.iter().zip(b).zip(base) {
+            let size = base.abs();
+            let (in_a, in_b) = (a.abs() > epsilon, b.abs() > epsilon);
+            let is_low = size < limits.below[0];
+            smallest += u64::from(is_low);
+            low[0] += u64::from(is_low & in_a);
+            low[1] += u64::from(is_low & in_b);
+            (x[larges], y[larges]) = (*a, *b);
+            larges += usize::from((a.abs() >= least_a) | (b.abs() >= least_b));
+            near[nears] = f32::from_bits(size.to_bits() & !1 | u32::from(in_a) << 31 | u32::from(in_b));
+            nears += usize::from(!is_low & (size < limits.below[1]));
+        }
+        (seen.larges, seen.nears, seen.smallest) = (larges, nears, smallest);
+        low
+    }
+}
+
+by_level! {
+    /// Writes down what is open among the first large deltas, and makes zeros of it. Counts what is beyond limits.
+    fn divide(limits: &Limits, large: &mut [Vec<f32>; 2], larges: usize, open: &mut Open, above: &mut Above) =
+        one_by_one, one_by_one, x86::divide;
+}
+
+fn one_by_one(limits: &Limits, large: &mut [Vec<f32>; 2], larges: usize, open: &mut Open, above: &mut Above) {
+    open.make_room(larges);
+    let [first, second] = large;
+    for (a, b) in first.iter_mut().zip(second).take(larges) {
+        if limits.leave_open(0, a.abs(), above) | limits.leave_open(1, b.abs(), above) {
+            open.push(*a, *b);
+            (*a, *b) = (0.0, 0.0);
+        }
+    }
+}
+
+by_level! {
+    /// [`look`] in few loops, where there are kernels for it.
+    fn at_once(
+        trio: Trio<'_>, thresholds: Thresholds<f32>, limits: &Limits, bins: &mut [&mut [i64]; 2], seen: &mut Seen,
+        lanes: &mut [Lanes],
+    ) -> Option<Looked> = by_steps, by_steps, x86::glance;
+}
+
+fn by_steps(
+    _trio: Trio<'_>,
+    _thresholds: Thresholds<f32>,
+    _limits: &Limits,
+    _bins: &mut [&mut [i64]; 2],
+    _seen: &mut Seen,
+    _lanes: &mut [Lanes],
+) -> Option<Looked> {
+    None
+}
