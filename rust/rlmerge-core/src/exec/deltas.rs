@@ -262,13 +262,19 @@ impl Job for DeltasJob<'_> {
         true
     }
 
+    fn sieves(&self) -> usize {
+        let sieves = self.step == Step::Select && self.experts.iter().all(|e| e.mask.sieves());
+        if sieves { self.experts.len() } else { 0 }
+    }
+
     fn scan(&self, chunk: &mut Chunk<'_>, partial: &mut Partial) {
         for at in 0..self.experts.len() {
             match self.step {
                 Step::Select => {
                     let (base, values) = (&chunk.values[0], &chunk.values[at + 1]);
                     let tallies = &mut partial.tallies[CUTS * at..CUTS * (at + 1)];
-                    self.experts[at].mask.count(chunk.level, values, base, tallies);
+                    let sieve = chunk.scratch.sieves.get_mut(at);
+                    self.experts[at].mask.count(chunk.level, values, base, tallies, sieve);
                 }
                 Step::Norms => self.add_norms(chunk, at, &mut partial.lanes[2 * at..2 * at + 2]),
                 Step::Vote => {

@@ -6,6 +6,7 @@ use crate::kernel::lanes::{self, Lanes};
 use crate::kernel::ranks::{Rows, Slope};
 use crate::kernel::rng::{self, Stream};
 use crate::kernel::select::{Cut, Selection, Tally};
+use crate::kernel::sieve::Sieve;
 use crate::kernel::values::Values;
 use crate::kernel::{Level, combine};
 use crate::plan::family::deltas::{DeltaExpert, Deltas, Rescale, Sparsify};
@@ -146,9 +147,27 @@ impl Mask {
         self.each_search(|search| search.map_or_else(Tally::default, Selection::tally))
     }
 
-    /// Counts a chunk of the deltas.
-    pub fn count(&self, level: Level, expert: &Values, base: &Values, tallies: &mut [Tally]) {
+    /// Whether what may be kept can be sieved out of changes that are known by themselves while they are counted.
+    pub fn sieves(&self) -> bool {
+        let sieves = |search: &Selection| search.sieves_from().is_some();
+        self.trim().is_some_and(|t| t.high.is_none() && t.low.as_ref().is_some_and(sieves))
+    }
+
+    /// Counts a chunk of the deltas, and puts them through the sieve where there is one.
+    pub fn count(
+        &self,
+        level: Level,
+        expert: &Values,
+        base: &Values,
+        tallies: &mut [Tally],
+        sieve: Option<&mut Sieve>,
+    ) {
         let Some(trim) = self.trim() else { return };
+        if let (Some(sieve), Some(search), Some(deltas)) = (sieve, &trim.low, expert.known_change(base))
+            && search.count_sieved(level, deltas, sieve, &mut tallies[0])
+        {
+            return;
+        }
         for (search, tally) in [&trim.low, &trim.high].into_iter().zip(tallies) {
             if let Some(search) = search.as_ref().filter(|s| s.cut().is_none()) {
                 search.count(level, expert, base, tally);

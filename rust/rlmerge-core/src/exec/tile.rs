@@ -10,6 +10,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::kernel::lanes::{self, Lanes};
 use crate::kernel::level::prefetch;
+use crate::kernel::sieve::Sieve;
 use crate::kernel::values::Values;
 use crate::kernel::{CHUNK, Level, combine, convert};
 use crate::plan::recipe::{Io, OnOverflow};
@@ -77,6 +78,8 @@ pub struct Slice<'a> {
     /// Where finite values are cut off, if they are.
     limit: Option<f64>,
     modified: Modified<'a>,
+    /// What a scan kept of each expert's change, where that is enough.
+    kept: &'a [Sieve],
 }
 
 /// What modifiers do to a slice.
@@ -140,6 +143,7 @@ impl<'a> Slice<'a> {
             hashed,
             limit,
             modified,
+            kept: &[],
         }
     }
 
@@ -157,6 +161,11 @@ impl<'a> Slice<'a> {
     /// The same under modifiers.
     pub fn modified(self, modified: Modified<'a>) -> Self {
         Self { modified, ..self }
+    }
+
+    /// The same with what a scan kept of each expert's change; nothing where it was not asked to.
+    pub fn sieved(self, kept: &'a [Sieve]) -> Self {
+        Self { kept, ..self }
     }
 
     /// Bytes of an element in model `at` (in the program's order).
@@ -296,6 +305,11 @@ impl<'a> Slice<'a> {
         })
     }
 
+    /// Number of elements.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
     /// Where the last group that reaches into the slice ends.
     pub fn end(&self) -> u64 {
         self.to
@@ -367,6 +381,11 @@ impl<'a> Slice<'a> {
             let source = self.source(at);
             let elements = first..first + len as u64;
             if let Some(change) = source.change.as_ref().filter(|_| self.is_known(at, look)) {
+                if let Some(kept) = self.kept.get(at - 1) {
+                    let first = (first - self.first) as usize;
+                    values.take_kept(work.level, kept, first, len, source.origin);
+                    continue;
+                }
                 let part = work.products[at].delta(work.level, change, &elements, values.band());
                 values.take_change(work.level, part, source.origin, wide);
                 continue;
@@ -411,6 +430,20 @@ impl<'a> Slice<'a> {
                 && !source.is_changed()
                 && (self.shared[at] == 0 || self.bytes(inputs, at) == first)
         })
+    }
+
+    /// Scans the tile into `partial`, and the experts' changes into sieves that hold nothing yet. Gives them back.
+    pub fn sift(
+        &self,
+        work: &mut Work,
+        job: &dyn Job,
+        ordinal: u64,
+        partial: &mut Partial,
+        sieves: Vec<Sieve>,
+    ) -> Vec<Sieve> {
+        work.scratch.sieves = sieves;
+        self.scan(work, job, ordinal, partial);
+        std::mem::take(&mut work.scratch.sieves)
     }
 
     /// Scans the tile into `partial`.
@@ -547,6 +580,9 @@ impl<'a> Slice<'a> {
         stats.copied = false;
         stats.clamped = clamped;
         stats.squares = work.squares[..self.models.len()].iter().map(lanes::total).collect();
+        for (square, kept) in stats.squares.iter_mut().skip(1).zip(self.kept) {
+            *square = kept.square();
+        }
         stats.non_finite_inputs = vec![(0, None); self.models.len()];
         if !square.is_finite() {
             let mut at = 0;

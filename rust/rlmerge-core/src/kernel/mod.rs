@@ -34,6 +34,7 @@ pub mod rivals;
 pub mod rng;
 pub mod rows;
 pub mod select;
+pub mod sieve;
 pub mod spectrum;
 pub mod sphere;
 pub mod stats;

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::lowrank::Band;
 use super::rng::Kept;
+use super::sieve::Sieve;
 use super::stats::Width;
 use super::{CHUNK, Level, combine, convert, lanes, masks, rows, stats};
 use crate::dtype::DType;
@@ -31,6 +32,10 @@ struct Change {
     band: Band,
     /// Where in the band the chunk lies.
     part: Range<usize>,
+    /// What a sieve kept of a chunk. Whoever made the band knows what is in it, so that it is left as it is.
+    sieved: Band,
+    /// Whether the change is what a sieve kept of it.
+    is_sieved: bool,
     wide: Vec<f64>,
     /// As many zeros, which the kernels subtract from the change instead of the base.
     zeros: Vec<f64>,
@@ -128,6 +133,15 @@ impl Values {
         self.keep_change(level, part, origin);
     }
 
+    /// Takes what a sieve kept of the `len` changes from element `first` on as the change of `origin`'s stored numbers,
+    /// without those: for jobs that look at deltas alone, and at none that did not stay.
+    pub fn take_kept(&mut self, level: Level, sieve: &Sieve, first: usize, len: usize, origin: usize) {
+        (self.is_wide, self.len, self.absent, self.plain) = (false, len, true, None);
+        self.keep_change(level, 0..len, origin);
+        self.change.is_sieved = true;
+        sieve.spread(level, first, self.change.sieved.room(len));
+    }
+
     /// Stands for `len` of `origin`'s stored numbers, which nobody looks at: deltas from them are known by themselves.
     pub fn stand_for(&mut self, origin: usize, len: usize, wide: bool) {
         (self.is_wide, self.len, self.absent) = (wide, len, true);
@@ -136,7 +150,7 @@ impl Values {
 
     fn keep_change(&mut self, level: Level, part: Range<usize>, origin: usize) {
         let kept = &mut self.change;
-        (kept.from, kept.part) = (Some(origin), part);
+        (kept.from, kept.part, kept.is_sieved) = (Some(origin), part, false);
         if self.is_wide {
             kept.wide.resize(self.len.max(kept.wide.len()), 0.0);
             kept.zeros.resize(kept.wide.len(), 0.0);
@@ -162,6 +176,15 @@ impl Values {
         self.change.from.is_some() && self.change.from == base.plain
     }
 
+    /// The delta from `base`, where it is known by itself and in f32.
+    #[must_use]
+    pub fn known_change<'a>(&'a self, base: &'a Self) -> Option<&'a [f32]> {
+        match self.against(base) {
+            (Numbers::Narrow(change), _) if self.is_known_change_of(base) => Some(change),
+            _ => None,
+        }
+    }
+
     /// Two runs of numbers whose difference is the delta from `base`: these and the base's, or a change and zeros.
     #[must_use]
     pub fn against<'a>(&'a self, base: &'a Self) -> (Numbers<'a>, Numbers<'a>) {
@@ -172,7 +195,8 @@ impl Values {
         if self.is_wide {
             (Numbers::Wide(&kept.wide[..self.len]), Numbers::Wide(&kept.zeros[..self.len]))
         } else {
-            (Numbers::Narrow(kept.band.part(&kept.part)), Numbers::Narrow(&kept.zeros_narrow[..self.len]))
+            let band = if kept.is_sieved { &kept.sieved } else { &kept.band };
+            (Numbers::Narrow(band.part(&kept.part)), Numbers::Narrow(&kept.zeros_narrow[..self.len]))
         }
     }
 

@@ -85,6 +85,8 @@ impl Run<'_> {
         }
         let tiles = self.map.tiles(tensors);
         while job.needs_scan() {
+            // What an earlier scan kept was kept for nothing.
+            self.sieved.clear();
             let scanning: &dyn Job = job;
             let survey = survey.take().filter(|job| job.needs_scan());
             let surveying = survey.as_deref();
@@ -110,7 +112,9 @@ impl Run<'_> {
                     }
                     let slice =
                         slice.modified(self.modified(&self.plan.tensors[id.tensor], factors.of(id.tensor)));
-                    slice.scan(work, scanning, id.ordinal, partial);
+                    let sieves = self.sieved.open(scanning.sieves());
+                    let sieves = slice.sift(work, scanning, id.ordinal, partial, sieves);
+                    self.sieved.put(id.ordinal, slice.len(), sieves);
                     if folds {
                         turnstile.in_turn(id.ordinal, given_up, || scanning.fold(&mut partial.folding))?;
                     }

@@ -52,7 +52,11 @@ impl Run<'_> {
                 }
                 let slice =
                     slice.modified(self.modified(&self.plan.tensors[id.tensor], factors.of(id.tensor)));
-                self.complete(work, &slice, id, job, &mut order)
+                // Norms are measured of whole deltas.
+                let kept = if self.measured.is_none() { self.sieved.take(id.ordinal) } else { Vec::new() };
+                self.complete(work, &slice.sieved(&kept), id, job, &mut order)?;
+                self.sieved.give_back(kept);
+                Ok(())
             },
         )
     }
