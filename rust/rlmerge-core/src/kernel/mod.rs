@@ -7,6 +7,7 @@
 
 pub mod blocks;
 pub mod candidates;
+pub mod changes;
 pub mod cholesky;
 mod collect;
 pub mod combine;

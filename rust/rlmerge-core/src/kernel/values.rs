@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::changes::{self, Stay, Together};
 use super::lowrank::Band;
 use super::rng::Kept;
 use super::sieve::Sieve;
@@ -52,7 +53,8 @@ pub enum Numbers<'a> {
 
 /// Bits of the smallest f32 magnitude that is not below the f64 magnitude with these bits, and whether they
 /// are equal.
-fn narrow_threshold(threshold: u64) -> (u32, bool) {
+#[must_use]
+pub fn narrow_threshold(threshold: u64) -> (u32, bool) {
     let wide = f64::from_bits(threshold);
     let near = wide as f32;
     let bits = near.to_bits();
@@ -468,6 +470,33 @@ impl Values {
             }
             _ => false,
         }
+    }
+
+    /// `out = self + factor · (what two changes of it become)` where that adds something, else `self`; adds the squares of
+    /// the changes to their lanes. Gives whether it did: where both are known by themselves, and in f32.
+    #[allow(clippy::too_many_arguments, reason = "one pass over the chunk does it all")]
+    pub fn add_two_changes(
+        &self,
+        level: Level,
+        experts: [&Self; 2],
+        stay: impl FnOnce() -> Option<[Stay; 2]>,
+        weights: [f64; 2],
+        together: Together,
+        factor: f64,
+        out: &mut [f64],
+        squares: &mut [lanes::Lanes; 2],
+    ) -> bool {
+        let (Some(one), Some(two)) = (experts[0].known_change(self), experts[1].known_change(self)) else {
+            return false;
+        };
+        let (Numbers::Narrow(base), Some(stay)) = (self.numbers(), stay()) else { return false };
+        let [first, second] = stay;
+        let changes = [
+            changes::Change { numbers: one, stay: first, factor: weights[0] },
+            changes::Change { numbers: two, stay: second, factor: weights[1] },
+        ];
+        changes::add_two(level, base, &changes, together, factor, out, squares);
+        true
     }
 
     /// `change = self + factor · change` where that adds something, else `self`, signed zeros included.
