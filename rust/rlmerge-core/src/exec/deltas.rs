@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::job::{Chunk, Job, Partial, Scope, Ties};
 use super::mask::{CUTS, Mask};
 use crate::error::Result;
+use crate::kernel::changes::Together;
 use crate::kernel::combine;
 use crate::kernel::lanes::{self, Lanes};
 use crate::plan::family::deltas::{Combine, DeltaExpert, Deltas, Rescale, ZeroSign};
@@ -168,6 +169,41 @@ impl<'p> DeltasJob<'p> {
         )
     }
 
+    /// The base plus what two changes become, in one step, into `out`. Gives whether it did.
+    fn add_two_changes(&self, chunk: &mut Chunk<'_>, ties: &[Ties], squares: &mut [Lanes]) -> bool {
+        let (true, [one, two], [_, squares @ ..]) = (self.divisor == 1.0, &self.experts[..], squares) else {
+            return false;
+        };
+        let (plan, Some(squares)) = (self.plan, squares.first_chunk_mut()) else { return false };
+        let together = match plan.combine {
+            Combine::Sum => Together::Sum,
+            Combine::Elect(_) => Together::Elect {
+                shares: [self.shares[0], self.shares[1]],
+                zero_is_plus: self.zero_is_plus,
+                normalize: plan.normalize,
+            },
+            Combine::Stitch => return false,
+        };
+        let all = [Ties::All; CUTS];
+        let (ties, _) = ties.as_chunks::<CUTS>();
+        let ties = |at: usize| ties.get(at).unwrap_or(&all);
+        let (base, level, first, len) = (&chunk.values[0], chunk.level, chunk.first, chunk.len);
+        let of = |at: usize| self.experts[at].mask.stay(level, first, len, ties(at));
+        let stay = || Some([of(0)?, of(1)?]);
+        let experts = [&chunk.values[1], &chunk.values[2]];
+        let weights = [one.weight * one.factor, two.weight * two.factor];
+        base.add_two_changes(
+            level,
+            experts,
+            stay,
+            weights,
+            together,
+            plan.lambda,
+            &mut chunk.scratch.out[..len],
+            squares,
+        )
+    }
+
     /// Where experts overlap, the mean of what they keep, into `out`.
     fn stitch(&self, chunk: &mut Chunk<'_>) {
         let (level, len) = (chunk.level, chunk.len);
@@ -262,13 +298,19 @@ impl Job for DeltasJob<'_> {
         true
     }
 
+    fn sieves(&self) -> usize {
+        let sieves = self.step == Step::Select && self.experts.iter().all(|e| e.mask.sieves());
+        if sieves { self.experts.len() } else { 0 }
+    }
+
     fn scan(&self, chunk: &mut Chunk<'_>, partial: &mut Partial) {
         for at in 0..self.experts.len() {
             match self.step {
                 Step::Select => {
                     let (base, values) = (&chunk.values[0], &chunk.values[at + 1]);
                     let tallies = &mut partial.tallies[CUTS * at..CUTS * (at + 1)];
-                    self.experts[at].mask.count(chunk.level, values, base, tallies);
+                    let sieve = chunk.scratch.sieves.get_mut(at);
+                    self.experts[at].mask.count(chunk.level, values, base, tallies, sieve);
                 }
                 Step::Norms => self.add_norms(chunk, at, &mut partial.lanes[2 * at..2 * at + 2]),
                 Step::Vote => {
@@ -347,7 +389,9 @@ impl Job for DeltasJob<'_> {
     }
 
     fn apply(&self, chunk: &mut Chunk<'_>, ties: &mut [Ties], squares: &mut [Lanes]) {
-        if self.plan.combine == Combine::Sum && self.add_two(chunk, squares) {
+        if self.plan.combine == Combine::Sum && self.add_two(chunk, squares)
+            || self.add_two_changes(chunk, ties, squares)
+        {
             return;
         }
         self.sparse_deltas(chunk, ties, squares);

@@ -17,6 +17,7 @@ use crate::kernel::lanes::{self, Lanes};
 use crate::kernel::ranks::Ranks;
 use crate::kernel::rivals::Picked;
 use crate::kernel::select::Tally;
+use crate::kernel::sieve::Sieve;
 use crate::kernel::stats::Seen;
 use crate::kernel::values::Values;
 use crate::plan::{PlannedTensor, marks};
@@ -80,6 +81,8 @@ pub struct Scratch {
     pub marks: Vec<u8>,
     /// Two running sums of the tile for each task.
     pub sums: Vec<[Lanes; 2]>,
+    /// What a scan keeps of the experts' deltas in the tile, where it shall.
+    pub sieves: Vec<Sieve>,
     /// For ranking within rows.
     pub ranks: Ranks,
     /// For masks in blocks.
@@ -106,6 +109,7 @@ impl Scratch {
             out: buffer(),
             marks: Vec::new(),
             sums: Vec::new(),
+            sieves: Vec::new(),
             ranks: Ranks::default(),
             blocks: Blocks::default(),
             picked: Picked::default(),
@@ -378,6 +382,13 @@ pub trait Job: Send + Sync {
     /// at nothing but them and the first model's values. Where deltas are known by themselves the rest is left out.
     fn looks_at_deltas(&self) -> bool {
         false
+    }
+
+    /// How many experts' deltas the next scan can sieve, if they are known by themselves: [`apply`](Self::apply) and
+    /// [`count_ties`](Self::count_ties) then look at nothing else of them if nothing has to be learnt after it, and the
+    /// sums of their squares are the sieves'.
+    fn sieves(&self) -> usize {
+        0
     }
 
     /// Gathers from a chunk.

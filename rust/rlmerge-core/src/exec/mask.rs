@@ -2,12 +2,14 @@
 
 use super::job::{Chunk, Scope, Ties};
 use crate::kernel::blocks::Pattern;
+use crate::kernel::changes::Stay;
 use crate::kernel::lanes::{self, Lanes};
 use crate::kernel::ranks::{Rows, Slope};
-use crate::kernel::rng::{self, Stream};
+use crate::kernel::rng::{self, Kept, Stream};
 use crate::kernel::select::{Cut, Selection, Tally};
-use crate::kernel::values::Values;
-use crate::kernel::{Level, combine};
+use crate::kernel::sieve::Sieve;
+use crate::kernel::values::{Values, narrow_threshold};
+use crate::kernel::{CHUNK, Level, combine};
 use crate::plan::family::deltas::{DeltaExpert, Deltas, Rescale, Sparsify};
 
 /// How one expert's delta is made sparse.
@@ -146,9 +148,27 @@ impl Mask {
         self.each_search(|search| search.map_or_else(Tally::default, Selection::tally))
     }
 
-    /// Counts a chunk of the deltas.
-    pub fn count(&self, level: Level, expert: &Values, base: &Values, tallies: &mut [Tally]) {
+    /// Whether what may be kept can be sieved out of changes that are known by themselves while they are counted.
+    pub fn sieves(&self) -> bool {
+        let sieves = |search: &Selection| search.sieves_from().is_some();
+        self.trim().is_some_and(|t| t.high.is_none() && t.low.as_ref().is_some_and(sieves))
+    }
+
+    /// Counts a chunk of the deltas, and puts them through the sieve where there is one.
+    pub fn count(
+        &self,
+        level: Level,
+        expert: &Values,
+        base: &Values,
+        tallies: &mut [Tally],
+        sieve: Option<&mut Sieve>,
+    ) {
         let Some(trim) = self.trim() else { return };
+        if let (Some(sieve), Some(search), Some(deltas)) = (sieve, &trim.low, expert.known_change(base))
+            && search.count_sieved(level, deltas, sieve, &mut tallies[0])
+        {
+            return;
+        }
         for (search, tally) in [&trim.low, &trim.high].into_iter().zip(tallies) {
             if let Some(search) = search.as_ref().filter(|s| s.cut().is_none()) {
                 search.count(level, expert, base, tally);
@@ -199,6 +219,25 @@ impl Mask {
         match self.trim() {
             Some(trim) => [split(trim.low_cut()).filter(|_| !trim.keep_all_ties), split(trim.high_cut())],
             None => [None, None],
+        }
+    }
+
+    /// Which of `len` elements of an f32 change from `first` on stay, where that is a matter of bits and one magnitude.
+    pub fn stay(&self, level: Level, first: u64, len: usize, ties: &[Ties; CUTS]) -> Option<Stay> {
+        const EVERYTHING: Kept = [u64::MAX; _];
+        match self {
+            _ if len > CHUNK => None,
+            Self::Everything => Some(Stay { bits: EVERYTHING, least: 0 }),
+            Self::Random(stream, threshold) => {
+                let bits = rng::kept(level, *stream, first, len, *threshold);
+                Some(Stay { bits, least: 0 })
+            }
+            Self::Cut(trim) if trim.high.is_none() && !trim.is_split(ties) => {
+                let (least, strict) = trim.least(ties);
+                let (least, exact) = narrow_threshold(least);
+                Some(Stay { bits: EVERYTHING, least: least + u32::from(strict && exact) })
+            }
+            _ => None,
         }
     }
 
@@ -263,6 +302,20 @@ impl Trim {
         self.high.as_ref().and_then(Selection::cut)
     }
 
+    /// Whether a tie group ends among these.
+    fn is_split(&self, ties: &[Ties; CUTS]) -> bool {
+        let is_split = |cut: Option<Cut>, ties: &Ties| {
+            cut.is_some_and(|c| c.threshold != 0) && matches!(ties, Ties::First(n) if *n > 0)
+        };
+        is_split(self.low_cut(), &ties[0]) || is_split(self.high_cut(), &ties[1])
+    }
+
+    /// Bits of the least magnitude that is kept, and whether those at it are not. Zeros stay zeros either way.
+    fn least(&self, ties: &[Ties; CUTS]) -> (u64, bool) {
+        let strict = |cut: Cut| cut.threshold != 0 && ties[0] != Ties::All;
+        self.low_cut().map_or((0, false), |cut| (cut.threshold, strict(cut)))
+    }
+
     #[allow(clippy::too_many_arguments, reason = "one pass over the chunk does it all")]
     fn apply(
         &self,
@@ -275,10 +328,7 @@ impl Trim {
         squares: &mut Lanes,
     ) {
         let (low, high) = (self.low_cut(), self.high_cut());
-        let is_split = |cut: Option<Cut>, ties: &Ties| {
-            cut.is_some_and(|c| c.threshold != 0) && matches!(ties, Ties::First(n) if *n > 0)
-        };
-        if is_split(low, &ties[0]) || is_split(high, &ties[1]) {
+        if self.is_split(ties) {
             // The one tile in which a tie group ends goes element by element.
             expert.cut_delta(level, base, 0, false, factor, out, squares);
             let [kept, dropped] = ties.each_mut();
@@ -293,9 +343,7 @@ impl Trim {
             kept.set_limit(left_to_keep);
             return dropped.set_limit(left_to_drop);
         }
-        // Zeros stay zeros whether they are kept or not.
-        let (least, strict) =
-            low.map_or((0, false), |c| (c.threshold, c.threshold != 0 && ties[0] != Ties::All));
+        let (least, strict) = self.least(ties);
         match high {
             None => expert.cut_delta(level, base, least, strict, factor, out, squares),
             Some(cut) => {

@@ -26,6 +26,7 @@ mod reread;
 mod resmerge;
 mod resume;
 mod run;
+mod sieved;
 mod spectra;
 mod statistics;
 mod stats;

@@ -12,6 +12,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::kernel::lanes::{self, Lanes};
 use crate::kernel::level::prefetch;
+use crate::kernel::sieve::Sieve;
 use crate::kernel::values::Values;
 use crate::kernel::{CHUNK, Level, combine, convert};
 use crate::plan::recipe::{Io, OnOverflow};
@@ -79,6 +80,8 @@ pub struct Slice<'a> {
     /// Where finite values are cut off, if they are.
     limit: Option<f64>,
     modified: Modified<'a>,
+    /// What a scan kept of each expert's change, where that is enough.
+    kept: &'a [Sieve],
 }
 
 /// A survey that is gathered on the way.
@@ -145,6 +148,7 @@ impl<'a> Slice<'a> {
             hashed,
             limit,
             modified,
+            kept: &[],
         }
     }
 
@@ -162,6 +166,11 @@ impl<'a> Slice<'a> {
     /// The same under modifiers.
     pub fn modified(self, modified: Modified<'a>) -> Self {
         Self { modified, ..self }
+    }
+
+    /// The same with what a scan kept of each expert's change; nothing where it was not asked to.
+    pub fn sieved(self, kept: &'a [Sieve]) -> Self {
+        Self { kept, ..self }
     }
 
     /// Bytes of an element in model `at` (in the program's order).
@@ -223,7 +232,7 @@ impl<'a> Slice<'a> {
     }
 
     /// Whether the stored numbers of the models are not looked at.
-    fn needs_no_bytes(&self, look: Look) -> bool {
+    pub fn needs_no_bytes(&self, look: Look) -> bool {
         look == Look::Deltas && (1..self.models.len()).all(|at| self.is_known(at, look))
     }
 
@@ -301,6 +310,11 @@ impl<'a> Slice<'a> {
         })
     }
 
+    /// Number of elements.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
     /// Where the last group that reaches into the slice ends.
     pub fn end(&self) -> u64 {
         self.to
@@ -372,6 +386,11 @@ impl<'a> Slice<'a> {
             let source = self.source(at);
             let elements = first..first + len as u64;
             if let Some(change) = source.change.as_ref().filter(|_| self.is_known(at, look)) {
+                if let Some(kept) = self.kept.get(at - 1) {
+                    let first = (first - self.first) as usize;
+                    values.take_kept(work.level, kept, first, len, source.origin);
+                    continue;
+                }
                 let part = work.products[at].delta(work.level, change, &elements, values.band());
                 values.take_change(work.level, part, source.origin, wide);
                 continue;
@@ -418,6 +437,20 @@ impl<'a> Slice<'a> {
         })
     }
 
+    /// Scans the tile into `partial`, and the experts' changes into sieves that hold nothing yet. Gives them back.
+    pub fn sift(
+        &self,
+        work: &mut Work,
+        job: &dyn Job,
+        ordinal: u64,
+        partial: &mut Partial,
+        sieves: Vec<Sieve>,
+    ) -> Vec<Sieve> {
+        work.scratch.sieves = sieves;
+        self.scan(work, job, ordinal, partial);
+        std::mem::take(&mut work.scratch.sieves)
+    }
+
     /// Scans the tile into `partial`.
     pub fn scan(&self, work: &mut Work, job: &dyn Job, ordinal: u64, partial: &mut Partial) {
         self.for_chunks(work, Span::Beginning, Look::of_scan(job), |chunk, _| job.scan(chunk, partial));
@@ -435,20 +468,15 @@ impl<'a> Slice<'a> {
         self.group == 1 && modified.experts.is_empty() && !(0..self.models.len()).any(is_changed)
     }
 
-    /// Scans the tile under modifiers, and before it for a survey, which knows of none.
-    pub fn scan_with(
+    /// Scans the tile under modifiers and for a survey, which knows of none.
+    pub fn scan_and_survey(
         self,
         work: &mut Work,
-        survey: Option<Surveying<'_>>,
+        (survey, surveyed): Surveying<'_>,
         modified: Modified<'a>,
         (job, partial): (&dyn Job, &mut Partial),
         ordinal: u64,
     ) -> Self {
-        let Some((survey, surveyed)) = survey else {
-            let slice = self.modified(modified);
-            slice.scan(work, job, ordinal, partial);
-            return slice;
-        };
         if !self.is_plain(modified) {
             self.survey(work, survey, surveyed);
             surveyed.close_tile(ordinal);
@@ -607,6 +635,9 @@ impl<'a> Slice<'a> {
         stats.copied = false;
         stats.clamped = clamped;
         stats.squares = work.squares[..self.models.len()].iter().map(lanes::total).collect();
+        for (square, kept) in stats.squares.iter_mut().skip(1).zip(self.kept) {
+            *square = kept.square();
+        }
         stats.non_finite_inputs = vec![(0, None); self.models.len()];
         if !square.is_finite() {
             let mut at = 0;

@@ -186,12 +186,17 @@ mod x86 {
         for (pair, first) in panels.chunks(2 * rank).zip((0..columns).step_by(2 * PANEL)) {
             // Beside a last panel without a second one the same is computed twice, and kept once.
             let (one, two) = (&pair[..rank], &pair[pair.len() - rank..]);
-            for (block, out) in blocks.chunks_exact(rank).zip(out.chunks_mut(BLOCK * columns)) {
+            // An iterator would count its steps by divisions, which take as long as some rows do.
+            let (mut blocks, mut out) = (blocks, &mut *out);
+            while !out.is_empty() {
+                let (block, next) = blocks.split_at(rank);
+                let (rows, below) = out.split_at_mut((BLOCK * columns).min(out.len()));
                 if alone {
-                    avx512_row(block, [one, two], scale, columns, first, out);
+                    avx512_row(block, [one, two], scale, columns, first, rows);
                 } else {
-                    avx512_rows(block, [one, two], scale, columns, first, out);
+                    avx512_rows(block, [one, two], scale, columns, first, rows);
                 }
+                (blocks, out) = (next, below);
             }
         }
     }
@@ -218,14 +223,15 @@ mod x86 {
             });
         }
         let scale = _mm512_set1_ps(scale);
-        let rows = out.len() / columns;
-        if rows == BLOCK && columns - first >= 2 * PANEL {
+        if out.len() == BLOCK * columns && columns - first >= 2 * PANEL {
+            // Row by row through what is left: eight places found beforehand would be kept in memory.
+            let mut left = &mut out[first..];
             for_each!(ROW in 0 1 2 3 4 5 6 7 {
-                let begin = ROW * columns + first;
-                if let [one, two] = out[begin..begin + 2 * PANEL].as_chunks_mut().0 {
+                if let Some([one, two]) = left.as_chunks_mut().0.first_chunk_mut() {
                     store_512(_mm512_mul_ps(a[ROW], scale), one);
                     store_512(_mm512_mul_ps(b[ROW], scale), two);
                 }
+                left = left.split_at_mut(columns.min(left.len())).1;
             });
         } else {
             let mut products = [[[0.0; PANEL]; 2]; BLOCK];
@@ -233,6 +239,7 @@ mod x86 {
                 store_512(_mm512_mul_ps(a[ROW], scale), &mut products[ROW][0]);
                 store_512(_mm512_mul_ps(b[ROW], scale), &mut products[ROW][1]);
             });
+            let rows = out.len() / columns;
             put(products.as_flattened().as_flattened(), 2 * PANEL, rows, columns, first, out);
         }
     }

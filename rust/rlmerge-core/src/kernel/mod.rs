@@ -7,6 +7,7 @@
 
 pub mod blocks;
 pub mod candidates;
+pub mod changes;
 pub mod cholesky;
 mod collect;
 pub mod combine;
@@ -34,6 +35,7 @@ pub mod rivals;
 pub mod rng;
 pub mod rows;
 pub mod select;
+pub mod sieve;
 pub mod spectrum;
 pub mod sphere;
 pub mod stats;

@@ -14,6 +14,7 @@ use super::CHUNK;
 use super::collect::{collect_narrow, collect_scores};
 use super::combine::MAGNITUDE;
 use super::level::{Level, kernel};
+use super::sieve::Sieve;
 use super::values::{Numbers, Values};
 
 /// All bits of an f32 but the sign.
@@ -116,6 +117,8 @@ pub struct Selection {
     favourite: Option<u64>,
     /// Whether the keys in the window are written down.
     collects: bool,
+    /// Whether what reaches the window is little of everything, so that it is worth keeping.
+    is_sparse: bool,
     /// How many the workers have written down.
     written: Arc<AtomicUsize>,
     cut: Option<Cut>,
@@ -158,6 +161,7 @@ impl Selection {
             bins: 0,
             favourite: None,
             collects: false,
+            is_sparse: false,
             written: Arc::default(),
             cut: None,
         };
@@ -258,6 +262,7 @@ impl Selection {
             Keys::Scores => false,
         };
         self.collects = !by_bins && 1.5 * inside < self.room as f64;
+        self.is_sparse = share < SPARSE_SHARE;
     }
 
     /// A key that hardly any of a population reaches whose sample's largest is `key`: four times as large. A window up
@@ -273,7 +278,8 @@ impl Selection {
 
     fn set_window(&mut self, low: u64, end: u64) {
         self.low = low;
-        (self.favourite, self.collects, self.written) = (None, false, Arc::default());
+        (self.favourite, self.collects, self.is_sparse) = (None, false, false);
+        self.written = Arc::default();
         let width = end - low;
         let mut shift = 0;
         while (width - 1) >> shift >= self.max_bins as u64 {
@@ -348,6 +354,25 @@ impl Selection {
                 self.count_narrow(level, &narrow[..len], &NARROW_ZEROS[..len], tally);
             }
         }
+    }
+
+    /// The bits of the magnitude below which no delta can be one of the largest, unless the next scan finds that the
+    /// sample was wrong; where few deltas are larger, and they are different enough to be written down.
+    #[must_use]
+    pub fn sieves_from(&self) -> Option<u32> {
+        let sieves = self.collects && self.is_sparse && self.keys == Keys::Narrow && self.cut.is_none();
+        (sieves && self.low > 0).then_some(self.low as u32)
+    }
+
+    /// Counts a chunk of deltas and puts them through a sieve, of which what is larger than the window's low end comes out.
+    /// Gives whether it did: not where the sieve has no room.
+    pub fn count_sieved(&self, level: Level, deltas: &[f32], sieve: &mut Sieve, tally: &mut Tally) -> bool {
+        static ZEROS: [f32; CHUNK] = [0.0; CHUNK];
+        let Some(kept) = self.sieves_from().and_then(|low| sieve.sift(level, deltas, low)) else {
+            return false;
+        };
+        self.count_narrow(level, kept, &ZEROS[..kept.len()], tally);
+        true
     }
 
     /// Counts a chunk of the deltas of `expert`.
@@ -454,6 +479,8 @@ fn most_frequent(keys: &mut Vec<u64>, low: u64, high: u64) -> Option<u64> {
 pub const RUN: usize = 256;
 /// A bin in which several keys were found becomes a window with so many bins a key, so that hardly two share one.
 const SPARSE: u64 = 64;
+/// Share of the elements that is sparse enough for what is kept of a tile to fit into a sieve.
+const SPARSE_SHARE: f64 = 0.3;
 /// Bins that cost nothing.
 const FEWEST_BINS: u64 = 1024;
 /// Bins of a window in which most keys share a step.

@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 
+use super::changes::{self, Stay, Together};
 use super::lowrank::Band;
 use super::rng::Kept;
+use super::sieve::Sieve;
 use super::stats::Width;
 use super::{CHUNK, Level, combine, convert, lanes, masks, rows, stats};
 use crate::dtype::DType;
@@ -31,6 +33,10 @@ struct Change {
     band: Band,
     /// Where in the band the chunk lies.
     part: Range<usize>,
+    /// What a sieve kept of a chunk. Whoever made the band knows what is in it, so that it is left as it is.
+    sieved: Band,
+    /// Whether the change is what a sieve kept of it.
+    is_sieved: bool,
     wide: Vec<f64>,
     /// As many zeros, which the kernels subtract from the change instead of the base.
     zeros: Vec<f64>,
@@ -47,7 +53,8 @@ pub enum Numbers<'a> {
 
 /// Bits of the smallest f32 magnitude that is not below the f64 magnitude with these bits, and whether they
 /// are equal.
-fn narrow_threshold(threshold: u64) -> (u32, bool) {
+#[must_use]
+pub fn narrow_threshold(threshold: u64) -> (u32, bool) {
     let wide = f64::from_bits(threshold);
     let near = wide as f32;
     let bits = near.to_bits();
@@ -128,6 +135,15 @@ impl Values {
         self.keep_change(level, part, origin);
     }
 
+    /// Takes what a sieve kept of the `len` changes from element `first` on as the change of `origin`'s stored numbers,
+    /// without those: for jobs that look at deltas alone, and at none that did not stay.
+    pub fn take_kept(&mut self, level: Level, sieve: &Sieve, first: usize, len: usize, origin: usize) {
+        (self.is_wide, self.len, self.absent, self.plain) = (false, len, true, None);
+        self.keep_change(level, 0..len, origin);
+        self.change.is_sieved = true;
+        sieve.spread(level, first, self.change.sieved.room(len));
+    }
+
     /// Stands for `len` of `origin`'s stored numbers, which nobody looks at: deltas from them are known by themselves.
     pub fn stand_for(&mut self, origin: usize, len: usize, wide: bool) {
         (self.is_wide, self.len, self.absent) = (wide, len, true);
@@ -136,7 +152,7 @@ impl Values {
 
     fn keep_change(&mut self, level: Level, part: Range<usize>, origin: usize) {
         let kept = &mut self.change;
-        (kept.from, kept.part) = (Some(origin), part);
+        (kept.from, kept.part, kept.is_sieved) = (Some(origin), part, false);
         if self.is_wide {
             kept.wide.resize(self.len.max(kept.wide.len()), 0.0);
             kept.zeros.resize(kept.wide.len(), 0.0);
@@ -162,6 +178,15 @@ impl Values {
         self.change.from.is_some() && self.change.from == base.plain
     }
 
+    /// The delta from `base`, where it is known by itself and in f32.
+    #[must_use]
+    pub fn known_change<'a>(&'a self, base: &'a Self) -> Option<&'a [f32]> {
+        match self.against(base) {
+            (Numbers::Narrow(change), _) if self.is_known_change_of(base) => Some(change),
+            _ => None,
+        }
+    }
+
     /// Two runs of numbers whose difference is the delta from `base`: these and the base's, or a change and zeros.
     #[must_use]
     pub fn against<'a>(&'a self, base: &'a Self) -> (Numbers<'a>, Numbers<'a>) {
@@ -172,7 +197,8 @@ impl Values {
         if self.is_wide {
             (Numbers::Wide(&kept.wide[..self.len]), Numbers::Wide(&kept.zeros[..self.len]))
         } else {
-            (Numbers::Narrow(kept.band.part(&kept.part)), Numbers::Narrow(&kept.zeros_narrow[..self.len]))
+            let band = if kept.is_sieved { &kept.sieved } else { &kept.band };
+            (Numbers::Narrow(band.part(&kept.part)), Numbers::Narrow(&kept.zeros_narrow[..self.len]))
         }
     }
 
@@ -454,6 +480,33 @@ impl Values {
             }
             _ => false,
         }
+    }
+
+    /// `out = self + factor · (what two changes of it become)` where that adds something, else `self`; adds the squares of
+    /// the changes to their lanes. Gives whether it did: where both are known by themselves, and in f32.
+    #[allow(clippy::too_many_arguments, reason = "one pass over the chunk does it all")]
+    pub fn add_two_changes(
+        &self,
+        level: Level,
+        experts: [&Self; 2],
+        stay: impl FnOnce() -> Option<[Stay; 2]>,
+        weights: [f64; 2],
+        together: Together,
+        factor: f64,
+        out: &mut [f64],
+        squares: &mut [lanes::Lanes; 2],
+    ) -> bool {
+        let (Some(one), Some(two)) = (experts[0].known_change(self), experts[1].known_change(self)) else {
+            return false;
+        };
+        let (Numbers::Narrow(base), Some(stay)) = (self.numbers(), stay()) else { return false };
+        let [first, second] = stay;
+        let changes = [
+            changes::Change { numbers: one, stay: first, factor: weights[0] },
+            changes::Change { numbers: two, stay: second, factor: weights[1] },
+        ];
+        changes::add_two(level, base, &changes, together, factor, out, squares);
+        true
     }
 
     /// `change = self + factor · change` where that adds something, else `self`, signed zeros included.

@@ -40,6 +40,8 @@ pub const TILE_BYTES: u64 = 1 << 19;
 pub const SELECTION_BYTES: u64 = 32 << 20;
 /// Source bytes of a tensor up to which its pages stay mapped between passes.
 pub const KEPT_BYTES: u64 = 64 << 20;
+/// Bytes that may be kept of the changes of adapters between a scan and the pass that computes a tensor.
+pub const SIEVED_BYTES: u64 = 48 << 20;
 
 /// What is done with a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -603,7 +605,7 @@ impl MergePlan {
             TILE_ELEMENTS * widest + models * (TILE_ELEMENTS + 2 * longest) * widest_in + chunks + changes;
         let scanning = if self.tensors.iter().any(|t| self.passes(t).scans > 0) {
             // Those of the workers, and their sum.
-            KEPT_BYTES + 2 * SELECTION_BYTES
+            KEPT_BYTES + 2 * SELECTION_BYTES + if changes > 0 { SIEVED_BYTES } else { 0 }
         } else {
             0
         };

@@ -9,7 +9,7 @@ use crate::exec::conflicts::SurveyJob;
 use crate::exec::job::{Job, Look, Partial};
 use crate::exec::pass::TileId;
 use crate::exec::statistics;
-use crate::exec::tile::{Slice, Span, Work};
+use crate::exec::tile::{Slice, Span, Surveying, Work};
 use crate::exec::turnstile::Turnstile;
 use crate::kernel::CHUNK;
 use crate::kernel::select::RUN;
@@ -85,6 +85,8 @@ impl Run<'_> {
         }
         let tiles = self.map.tiles(tensors);
         while job.needs_scan() {
+            // What an earlier scan kept was kept for nothing.
+            self.sieved.clear();
             let scanning: &dyn Job = job;
             let survey = survey.take().filter(|job| job.needs_scan());
             let surveying = survey.as_deref();
@@ -105,9 +107,17 @@ impl Run<'_> {
                     let slice = Slice::tile(self.plan, self.models, id);
                     slice.fetch(work, look)?;
                     let modified = self.modified(&self.plan.tensors[id.tensor], factors.of(id.tensor));
-                    let survey =
-                        surveying.zip(surveyed.as_mut()).map(|(job, partial)| (job as &dyn Job, partial));
-                    let slice = slice.scan_with(work, survey, modified, (scanning, partial), id.ordinal);
+                    let slice = if let Some((surveying, surveyed)) = surveying.zip(surveyed.as_mut()) {
+                        let survey: Surveying<'_> = (surveying, surveyed);
+                        slice.scan_and_survey(work, survey, modified, (scanning, partial), id.ordinal)
+                    } else {
+                        let slice = slice.modified(modified);
+                        let wanted = if slice.needs_no_bytes(look) { scanning.sieves() } else { 0 };
+                        let sieves = self.sieved.open(wanted);
+                        let sieves = slice.sift(work, scanning, id.ordinal, partial, sieves);
+                        self.sieved.put(id.ordinal, slice.len(), sieves);
+                        slice
+                    };
                     if folds {
                         turnstile.in_turn(id.ordinal, given_up, || scanning.fold(&mut partial.folding))?;
                     }

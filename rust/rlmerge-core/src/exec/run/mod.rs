@@ -21,6 +21,7 @@ use super::memory;
 use super::observer::Observer;
 use super::pass::{TileId, TileMap, Workers};
 use super::resume;
+use super::sieved::Sieved;
 use super::statistics;
 use super::stats::Statistics;
 use super::tile;
@@ -67,6 +68,8 @@ pub struct Run<'a> {
     factors: Vec<f64>,
     /// LiNeS's α.
     alpha: f64,
+    /// What scans keep of changes.
+    sieved: Sieved,
     /// What the method learnt over the whole model.
     whole: Mutex<Map<String, Value>>,
     /// While α is being found: the sums of each tile.
@@ -111,6 +114,7 @@ impl<'a> Run<'a> {
             statistics: Statistics::new(plan),
             factors: Vec::new(),
             alpha: 1.0,
+            sieved: Sieved::default(),
             whole: Mutex::default(),
             measured: None,
             bins: (SELECTION_BYTES / counters).max(1024) as usize,

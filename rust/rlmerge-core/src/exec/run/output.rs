@@ -47,16 +47,21 @@ impl Run<'_> {
                 let slice = Slice::tile(self.plan, self.models, id);
                 slice.fetch(work, Look::Values)?;
                 let modified = self.modified(&self.plan.tensors[id.tensor], factors.of(id.tensor));
-                let (Some(survey), Some(partial)) = (survey, partial) else {
-                    return self.complete(work, &slice.modified(modified), id, job, &mut order, None);
-                };
                 let on_the_way = slice.is_plain(modified) && self.measured.is_none();
-                if !on_the_way {
-                    slice.survey(work, survey, partial);
+                let mut surveying = survey.zip(partial.as_mut());
+                if let (Some((survey, partial)), false) = (&mut surveying, on_the_way) {
+                    slice.survey(work, *survey, partial);
                 }
-                let surveying = on_the_way.then_some((survey as &dyn Job, &mut *partial));
-                self.complete(work, &slice.modified(modified), id, job, &mut order, surveying)?;
-                partial.close_tile(id.ordinal);
+                // Norms are measured of whole deltas.
+                let kept = if self.measured.is_none() { self.sieved.take(id.ordinal) } else { Vec::new() };
+                let slice = slice.modified(modified).sieved(&kept);
+                let seeing = surveying.as_mut().filter(|_| on_the_way);
+                let seeing = seeing.map(|(survey, partial)| (*survey as &dyn Job, &mut **partial));
+                self.complete(work, &slice, id, job, &mut order, seeing)?;
+                self.sieved.give_back(kept);
+                if let Some((_, partial)) = surveying {
+                    partial.close_tile(id.ordinal);
+                }
                 Ok(())
             },
         )
