@@ -6,12 +6,14 @@
 //! wanted it is spelt `mul_add`, which rounds once at every level.
 
 /// An instruction set that this processor has. Values exist only for sets that were detected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// By default the baseline.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Level(Isa);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 #[doc(hidden)]
 pub enum Isa {
+    #[default]
     Baseline,
     #[cfg(target_arch = "x86_64")]
     Avx2,

@@ -132,7 +132,7 @@ impl Guess {
             let [first, last] = cuts.into_iter().fold([KEYS, 0], |a, b| [a[0].min(b[0]), a[1].max(b[1])]);
             KeyCounts::between(first, last + 1)
         });
-        Opened { keys, written: Arc::clone(&self.written), ..Opened::default() }
+        Opened { level: self.level, keys, written: Arc::clone(&self.written), ..Opened::default() }
     }
 
     /// What the open elements add, if all thresholds are where they were expected. `bins` are how many deltas of each expert
@@ -265,6 +265,7 @@ pub struct Opened {
     /// How many deltas of each expert in them have each key.
     keys: [KeyCounts; 2],
     written: Arc<AtomicUsize>,
+    level: Level,
 }
 
 impl Opened {
@@ -287,7 +288,7 @@ impl Opened {
     pub fn close_tile(&mut self, ordinal: u64) {
         if self.now.count() > 0 {
             let pairs = self.now.take_pairs();
-            self.keys.iter_mut().zip(&pairs).for_each(|(keys, deltas)| keys.add(deltas));
+            self.keys.iter_mut().zip(&pairs).for_each(|(keys, deltas)| keys.add(self.level, deltas));
             self.tiles.push((ordinal, pairs));
         }
         self.noted = self.now.near.len();

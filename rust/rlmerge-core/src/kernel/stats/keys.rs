@@ -1,7 +1,7 @@
 //! Magnitudes as small numbers that order like them, and tables of how many have each.
 
-use super::super::CHUNK;
 use super::super::level::kernel;
+use super::super::{CHUNK, Level};
 
 /// Number of magnitude keys: 128 for each power of two from 2^-150 on, which covers every f32.
 pub const KEYS: usize = 280 << FRACTION;
@@ -116,6 +116,25 @@ impl Waiting {
 }
 
 kernel! {
+    /// Finds the places of f32 among so many keys from the first one on, behind them that of what is elsewhere or no normal
+    /// number. Gives whether there are numbers too small for normal ones.
+    fn find_among(values: &[f32], first: u32, others: u32, places: &mut [u32; CHUNK]) -> bool {
+        let (mut any_tiny, below) = (0, (BINS_BELOW << FRACTION) as u32);
+        for (i, (place, v)) in places.iter_mut().zip(values).enumerate() {
+            let bits = v.to_bits() & MAGNITUDE_NARROW;
+            any_tiny |= u32::from(bits.wrapping_sub(1) < f32::MIN_POSITIVE.to_bits() - 1);
+            // The key of a normal number is in its bits.
+            let is_normal = bits.wrapping_sub(f32::MIN_POSITIVE.to_bits())
+                < f32::INFINITY.to_bits() - f32::MIN_POSITIVE.to_bits();
+            let at = ((bits >> SHIFT_NARROW) + below).wrapping_sub(first);
+            let elsewhere = others + (i / 4 % KeyCounts::OTHERS) as u32;
+            *place = if is_normal & (at < others) { at } else { elsewhere };
+        }
+        any_tiny != 0
+    }
+}
+
+kernel! {
     /// Finds the counters of f32 by their upper halves, each in turns; counts those that are not normal by their keys.
     pub fn find_narrow(values: &[f32], places: &mut [u16], table: &mut [u32]) {
         let mut any_tiny = 0;
@@ -138,32 +157,35 @@ kernel! {
 #[derive(Debug, Default)]
 pub struct KeyCounts {
     first: usize,
-    /// Counters that each key has in turn: adding to one again waits for the addition before. The last are of all others.
+    /// Counters that each key has in turn: adding to one again waits for the addition before. Those behind are of all
+    /// other keys.
     counts: Vec<[u32; 4]>,
 }
 
 impl KeyCounts {
+    /// Counters of all other keys, again in turn: a power of two.
+    const OTHERS: usize = 16;
+
     /// For keys from one up to another.
     #[must_use]
     pub fn between(first: usize, end: usize) -> Self {
-        Self { first, counts: vec![[0; 4]; end.saturating_sub(first) + 1] }
+        Self { first, counts: vec![[0; 4]; end.saturating_sub(first) + Self::OTHERS] }
     }
 
     /// Counts the keys of magnitudes; those elsewhere are left out.
-    pub fn add(&mut self, values: &[f32]) {
-        let Some(others) = self.counts.len().checked_sub(1) else { return };
-        for values in values.chunks(4) {
-            for (turn, value) in values.iter().enumerate() {
-                // That of a normal number is in its bits.
-                let upper = (value.to_bits() & MAGNITUDE_NARROW) >> SHIFT_NARROW;
-                let is_normal = (1 << FRACTION..255 << FRACTION).contains(&upper);
-                let key = if is_normal {
-                    upper as usize + (BINS_BELOW << FRACTION)
-                } else {
-                    key(f64::from(*value))
-                };
-                // Without a branch, which would go either way.
-                self.counts[key.wrapping_sub(self.first).min(others)][turn] += 1;
+    pub fn add(&mut self, level: Level, values: &[f32]) {
+        let Some(others) = self.counts.len().checked_sub(Self::OTHERS) else { return };
+        let mut places = [0; CHUNK];
+        for values in values.chunks(CHUNK) {
+            let any_tiny = find_among(level, values, self.first as u32, others as u32, &mut places);
+            for (turn, place) in places.iter().enumerate().take(values.len()) {
+                self.counts[*place as usize][turn % 4] += 1;
+            }
+            for value in values.iter().filter(|v| any_tiny && v.is_subnormal()) {
+                let place = key(f64::from(*value)).wrapping_sub(self.first);
+                if place < others {
+                    self.counts[place][0] += 1;
+                }
             }
         }
     }
@@ -242,6 +264,14 @@ mod tests {
             assert_eq!(by_key(&b, &[], true), expected, "{}", level.name());
             let before: Vec<u64> = a.iter().map(|c| u64::from(*c)).collect();
             assert_eq!(by_key(&vec![0; TABLE], &before, false), expected, "{}", level.name());
+            for (first, end) in [(1, KEYS), (1, 3000), (18_000, 18_100), (20_000, 20_001)] {
+                let mut counts = KeyCounts::between(first, end);
+                counts.add(level, &values);
+                let of = |key: usize| counts.of(key) as i64;
+                // What is not finite is elsewhere.
+                let all = (first..end.min(KEYS - 1)).all(|key| of(key) == expected[key]);
+                assert!(all, "{first}, {}", level.name());
+            }
         }
     }
 }
