@@ -3,8 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::glance::{Changed, Limits, Looked, Seen, Trio};
-use super::super::keys::BINS_BELOW;
-use super::super::keys::count_bins;
+use super::super::keys::{BINS_BELOW, count_bins};
 use super::super::{Changes, Thresholds};
 use super::changes::{bf16, find_changes};
 use super::{Counter, ROWS, Rows, add_all, minus_one};
