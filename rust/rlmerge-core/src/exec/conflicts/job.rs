@@ -109,6 +109,11 @@ impl SurveyJob {
         self.step != Step::Everything
     }
 
+    /// Whether the next scan goes by a sample.
+    pub fn is_by_sample(&self) -> bool {
+        self.step == Step::AtOnce
+    }
+
     /// The keys of each expert's deltas.
     pub fn keys(&self) -> &[Keys] {
         &self.keys

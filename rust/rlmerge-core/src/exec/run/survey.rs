@@ -112,14 +112,16 @@ impl<'a> Run<'a> {
     /// The next scan of a survey over a tensor.
     pub(super) fn survey_once(&self, job: &mut SurveyJob, at: usize) -> Result<()> {
         let tiles = self.map.tiles(at..at + 1);
-        let scanning = &*job;
+        let (scanning, sampled) = (&*job, job.is_by_sample());
         let gathered = self.workers.run(
             &self.map,
             tiles.clone(),
             self.observer,
             || scanning.partial(),
             |work, partial, id, _| {
-                self.read_ahead(id, &tiles);
+                // A sample has brought this tensor into the page cache: what comes after it is read meanwhile.
+                let ahead = if sampled { tiles.end - tiles.start } else { 0 };
+                self.read_ahead(TileId { ordinal: id.ordinal + ahead, ..id }, &self.map.all());
                 let slice = Slice::tile(self.plan, self.models, id);
                 for piece in slice.pieces(self.plan, self.models) {
                     piece.fetch(work, Look::Values)?;
