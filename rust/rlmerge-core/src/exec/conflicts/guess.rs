@@ -24,12 +24,15 @@ const OF_ALL: u64 = 128;
 const SURE: f64 = 4.0;
 /// Most numbers that are written down.
 const ROOM: usize = 3 << 22;
-/// Most bytes of what is written down, with what lists that grow have to spare.
-pub const BYTES: u64 = 2 * (ROOM * size_of::<f32>()) as u64;
 
 /// Whether a sample of a tensor would spare a scan: tensors of one tile have all scans while they are in the cache.
 pub fn helps(experts: usize, tensor: &PlannedTensor) -> bool {
     experts == 2 && tensor.tiles() > 1 && !tensor.wide && tensor.sources.iter().all(|s| s.change.is_none())
+}
+
+/// Most bytes of what is written down of a tensor of so many elements, with what lists that grow have to spare.
+pub fn bytes(elements: u64) -> u64 {
+    2 * (ROOM as u64).min(3 * elements) * size_of::<f32>() as u64
 }
 
 /// Where a sample takes elements of a tile, one of so many.

@@ -104,6 +104,8 @@ impl SurveySettings {
 pub struct Survey {
     settings: SurveySettings,
     experts: usize,
+    /// Elements of the largest tensor.
+    largest: u64,
     done: Vec<Mutex<Option<TensorConflicts>>>,
     /// Counts of |δ| by key over the whole model, of each expert.
     keys: Mutex<Vec<i64>>,
@@ -163,6 +165,7 @@ impl Survey {
         Ok(Self {
             settings,
             experts,
+            largest: plan.tensors.iter().map(|t| t.elements).max().unwrap_or(0),
             done: plan.tensors.iter().map(|_| Mutex::new(None)).collect(),
             keys: Mutex::new(vec![0; experts * KEYS]),
         })
@@ -178,7 +181,7 @@ impl Survey {
         // Those of the workers, and their sum.
         let tables = (threads + 1) * (self.experts as u64 + 1) * (size_of::<u32>() * stats::TABLE) as u64;
         let keys = (self.experts * KEYS * size_of::<i64>()) as u64;
-        tables + keys + if self.experts == 2 { guess::BYTES } else { 0 }
+        tables + keys + if self.experts == 2 { guess::bytes(self.largest) } else { 0 }
     }
 
     /// Number of scans of all workers that a tensor takes, unless a guess is wrong.
