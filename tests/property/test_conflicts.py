@@ -120,9 +120,9 @@ def test_sparse_and_unequal_experts_and_other_settings(dtype):
 def steps(rng, n):
     """What training at a low rate leaves in bf16: most weights as they were, the others one or two steps off."""
     base = round_to(rng.normal(0, 0.02, n), DTYPES["BF16"]).astype(np.float32)
-    of = lambda: rng.choice([-2, -1, 0, 1], n, p=[0.02, 0.08, 0.8, 0.1])  # noqa: E731
     scale = 2.0 ** (np.floor(np.log2(np.abs(base) + 1e-30)) - 7)
-    return base, [round_to(base + of() * scale, DTYPES["BF16"]) for _ in range(2)]
+    taken = [rng.choice([-2, -1, 0, 1], n, p=[0.02, 0.08, 0.8, 0.1]) for _ in range(2)]
+    return base, [round_to(base + steps * scale, DTYPES["BF16"]) for steps in taken]
 
 
 def heavy_tails(rng, n):

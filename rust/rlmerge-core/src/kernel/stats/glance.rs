@@ -7,8 +7,9 @@ use super::super::CHUNK;
 use super::super::Level;
 use super::super::lanes::{LANES, Lanes};
 use super::super::level::{by_level, kernel};
+use super::super::select::BITS;
 use super::keys::count_bins;
-use super::loops::{ceil_narrow, floor_narrow};
+use super::loops::{ceil_narrow, filled, floor_narrow};
 #[cfg(target_arch = "x86_64")]
 use super::x86;
 use super::{Changes, Found, Thresholds, Width, edge};
@@ -69,18 +70,6 @@ impl Limits {
     fn enough(&self) -> [[f32; 3]; 2] {
         let of = |e: usize, cut: usize| (if self.is_known[e][cut] { self.least } else { self.end })[e][cut];
         [0, 1].map(|e| [0, 1, 2].map(|cut| of(e, cut)))
-    }
-
-    /// Whether it is open if a magnitude of an expert is beyond a threshold. Counts those that reach each limit.
-    fn leave_open(&self, expert: usize, size: f32, above: &mut Above) -> bool {
-        let mut is_open = false;
-        for (cut, above) in above[expert].iter_mut().enumerate() {
-            let reaches = [size >= self.least[expert][cut], size >= self.end[expert][cut]];
-            is_open |= reaches[0] & !reaches[1] & !self.is_known[expert][cut];
-            above[0] += u64::from(reaches[0]);
-            above[1] += u64::from(reaches[1]);
-        }
-        is_open
     }
 }
 
@@ -270,7 +259,7 @@ fn look(
         let (expert, delta) = (trio.experts[e], &mut seen.deltas[e][..trio.base.len()]);
         let lanes = &mut lanes[3 * e..][..3];
         experts[e].changes = f32::changes(level, expert, trio.base, trio.exact, thresholds, delta, lanes);
-        count_bins(delta, bins);
+        count_bins(level, delta, bins);
     }
     let [a, b] = seen.deltas.each_ref().map(|deltas| &deltas[..trio.base.len()]);
     let shared = f32::add_pair(level, a, b, epsilon, &mut lanes[6..]);
@@ -278,44 +267,162 @@ fn look(
     Looked { experts, shared }
 }
 
-kernel! {
-    /// Brings together what may be beyond a threshold, and gives how many small base weights each expert changed.
-    fn pick(base: &[f32], epsilon: f32, limits: &Limits, seen: &mut Seen) -> [u64; 2] {
-        let Seen { deltas: [a, b], large: [x, y], near, .. } = seen;
-        let [least_a, least_b] = limits.reach();
-        let (mut larges, mut nears, mut smallest, mut low) = (0, 0, 0, [0; 2]);
-        for ((a, b), base) in a.iter().zip(b).zip(base) {
-            let size = base.abs();
-            let (in_a, in_b) = (a.abs() > epsilon, b.abs() > epsilon);
-            let is_low = size < limits.below[0];
-            smallest += u64::from(is_low);
-            low[0] += u64::from(is_low & in_a);
-            low[1] += u64::from(is_low & in_b);
-            (x[larges], y[larges]) = (*a, *b);
-            larges += usize::from((a.abs() >= least_a) | (b.abs() >= least_b));
-            near[nears] = f32::from_bits(size.to_bits() & !1 | u32::from(in_a) << 31 | u32::from(in_b));
-            nears += usize::from(!is_low & (size < limits.below[1]));
+/// Brings together what may be beyond a threshold, and gives how many small base weights each expert changed.
+fn pick(level: Level, base: &[f32], epsilon: f32, limits: &Limits, seen: &mut Seen) -> [u64; 2] {
+    let Seen { deltas: [a, b], large: [x, y], near, .. } = seen;
+    let (a, b) = (&a[..base.len()], &b[..base.len()]);
+    let [least_a, least_b] = limits.reach();
+    let mut bits = Bits::NONE;
+    mark_large(level, a, b, least_a, least_b, &mut bits);
+    let (mut larges, mut nears) = (0, 0);
+    bits.each(|at| {
+        (x[larges], y[larges]) = (a[at], b[at]);
+        larges += 1;
+    });
+    let [below, end] = limits.below;
+    mark_between(level, base, below, end, &mut bits);
+    bits.each(|at| {
+        let (in_a, in_b) = (a[at].abs() > epsilon, b[at].abs() > epsilon);
+        let size = base[at].abs().to_bits() & !1;
+        near[nears] = f32::from_bits(size | u32::from(in_a) << 31 | u32::from(in_b));
+        nears += 1;
+    });
+    (seen.larges, seen.nears) = (larges, nears);
+    seen.smallest = count_below(level, base, below);
+    let (epsilon, below) = (f64::from(epsilon), f64::from(below));
+    [f32::count_low(level, a, base, epsilon, below), f32::count_low(level, b, base, epsilon, below)]
+}
+
+/// One bit for each element of a chunk: those of its rows, and how many there are.
+struct Bits([u32; CHUNK / ROW], usize);
+
+impl Bits {
+    const NONE: Self = Self([0; CHUNK / ROW], 0);
+
+    /// Calls `each` with the elements whose bit is set.
+    #[inline(always)]
+    fn each(&self, mut each: impl FnMut(usize)) {
+        for (row, bits) in self.0[..self.1].iter().enumerate() {
+            let mut left = *bits;
+            while left != 0 {
+                each(ROW * row + left.trailing_zeros() as usize);
+                left &= left - 1;
+            }
         }
-        (seen.larges, seen.nears, seen.smallest) = (larges, nears, smallest);
-        low
+    }
+}
+
+/// Marks the elements of rows, the last filled up with zeros, for which something holds.
+macro_rules! mark {
+    ($bits:ident, |$($name:ident),+| $holds:expr) => {{
+        $(let $name = ($name.as_chunks::<ROW>(), filled($name.as_chunks::<ROW>().1));)+
+        let (whole, tail) = [$(($name.0.0.len(), $name.0.1.len())),+][0];
+        $bits.1 = whole + usize::from(tail > 0);
+        for row in 0..$bits.1 {
+            $(let $name = $name.0.0.get(row).unwrap_or(&$name.1);)+
+            let mut flags = [0; ROW];
+            for i in 0..ROW {
+                $(let $name = $name[i];)+
+                flags[i] = if $holds { BITS[i] } else { 0 };
+            }
+            $bits.0[row] = flags.iter().fold(0, |all, flag| all | flag);
+        }
+    }};
+}
+
+kernel! {
+    /// Marks what may be beyond a threshold of one of two experts.
+    fn mark_large(a: &[f32], b: &[f32], least_a: f32, least_b: f32, bits: &mut Bits) {
+        mark!(bits, |a, b| (a.abs() >= least_a) | (b.abs() >= least_b));
+    }
+}
+
+kernel! {
+    /// Marks magnitudes from one up to another.
+    fn mark_between(values: &[f32], least: f32, end: f32, bits: &mut Bits) {
+        mark!(bits, |values| (values.abs() >= least) & (values.abs() < end));
+    }
+}
+
+kernel! {
+    /// Counts magnitudes below one.
+    fn count_below(values: &[f32], end: f32) -> u64 {
+        let mut count = 0u32;
+        for value in values {
+            count += u32::from(value.abs() < end);
+        }
+        u64::from(count)
+    }
+}
+
+/// Writes down what is open among the first large deltas, and makes zeros of it. Counts what is beyond limits.
+fn divide(
+    level: Level,
+    limits: &Limits,
+    large: &mut [Vec<f32>; 2],
+    larges: usize,
+    open: &mut Open,
+    above: &mut Above,
+) {
+    if divide_at_once(level, limits, large, larges, open, above).is_some() {
+        return;
+    }
+    open.make_room(larges);
+    let [first, second] = large.each_mut().map(|deltas| &mut deltas[..larges]);
+    for (e, deltas) in [&*first, &*second].into_iter().enumerate() {
+        for cut in 0..3 {
+            let reaches = |least: f32| deltas.len() as u64 - count_not(level, deltas, least);
+            above[e][cut][0] += reaches(limits.least[e][cut]);
+            above[e][cut][1] += reaches(limits.end[e][cut]);
+        }
+    }
+    // Where a threshold is known nothing lies between.
+    let ends = limits.enough();
+    let mut bits = Bits::NONE;
+    mark_open(level, first, second, limits.least, ends, &mut bits);
+    bits.each(|at| {
+        open.push(first[at], second[at]);
+        (first[at], second[at]) = (0.0, 0.0);
+    });
+}
+
+kernel! {
+    /// Marks what lies between the ends of one of three ranges of one of two experts.
+    fn mark_open(a: &[f32], b: &[f32], least: [[f32; 3]; 2], end: [[f32; 3]; 2], bits: &mut Bits) {
+        let between = |e: usize, size: f32| {
+            ((size >= least[e][0]) & (size < end[e][0]))
+                | ((size >= least[e][1]) & (size < end[e][1]))
+                | ((size >= least[e][2]) & (size < end[e][2]))
+        };
+        mark!(bits, |a, b| between(0, a.abs()) | between(1, b.abs()));
+    }
+}
+
+kernel! {
+    /// Counts magnitudes that do not reach one, NaN among them.
+    fn count_not(values: &[f32], least: f32) -> u64 {
+        let mut count = 0u32;
+        for value in values {
+            count += u32::from(!(value.abs() >= least));
+        }
+        u64::from(count)
     }
 }
 
 by_level! {
-    /// Writes down what is open among the first large deltas, and makes zeros of it. Counts what is beyond limits.
-    fn divide(limits: &Limits, large: &mut [Vec<f32>; 2], larges: usize, open: &mut Open, above: &mut Above) =
-        one_by_one, one_by_one, x86::divide;
+    /// [`divide`] in one loop, where there is a kernel for it.
+    fn divide_at_once(limits: &Limits, large: &mut [Vec<f32>; 2], larges: usize, open: &mut Open, above: &mut Above) -> Option<()> =
+        by_marks, by_marks, x86::divide;
 }
 
-fn one_by_one(limits: &Limits, large: &mut [Vec<f32>; 2], larges: usize, open: &mut Open, above: &mut Above) {
-    open.make_room(larges);
-    let [first, second] = large;
-    for (a, b) in first.iter_mut().zip(second).take(larges) {
-        if limits.leave_open(0, a.abs(), above) | limits.leave_open(1, b.abs(), above) {
-            open.push(*a, *b);
-            (*a, *b) = (0.0, 0.0);
-        }
-    }
+fn by_marks(
+    _limits: &Limits,
+    _large: &mut [Vec<f32>; 2],
+    _larges: usize,
+    _open: &mut Open,
+    _above: &mut Above,
+) -> Option<()> {
+    None
 }
 
 by_level! {

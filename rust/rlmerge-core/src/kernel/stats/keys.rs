@@ -202,11 +202,42 @@ impl KeyCounts {
     }
 }
 
-/// Adds how many magnitudes lie in each power of two, as keys without their fraction; zeros are in none.
-pub(super) fn count_bins(values: &[f32], bins: &mut [i64]) {
+/// Adds how many magnitudes of a chunk lie in each power of two, as keys without their fraction; zeros are in none.
+pub(super) fn count_bins(level: Level, values: &[f32], bins: &mut [i64]) {
+    let mut exponents = [0; CHUNK];
+    if find_exponents(level, values, &mut exponents) {
+        return plain_bins(values, bins);
+    }
+    // Counters that each exponent has in turn: adding to one again waits for the addition before.
+    let mut counts = [[0u32; 256]; 4];
+    for (turn, exponent) in exponents.iter().enumerate().take(values.len()) {
+        counts[turn % 4][usize::from(*exponent)] += 1;
+    }
+    let [a, b, c, d] = &counts;
+    for (exponent, bin) in bins[BINS_BELOW..][..255].iter_mut().enumerate().skip(1) {
+        *bin += i64::from(a[exponent] + b[exponent] + c[exponent] + d[exponent]);
+    }
+}
+
+/// The same by their keys, where there are numbers other than zeros and normal ones.
+pub(super) fn plain_bins(values: &[f32], bins: &mut [i64]) {
     for value in values {
         let key = key(f64::from(*value));
         bins[key >> FRACTION] += i64::from(key > 0);
+    }
+}
+
+kernel! {
+    /// The exponents as they are stored. Gives whether there are numbers other than zeros and normal ones.
+    fn find_exponents(values: &[f32], exponents: &mut [u8; CHUNK]) -> bool {
+        let mut any_odd = 0;
+        for (exponent, value) in exponents.iter_mut().zip(values) {
+            let bits = value.to_bits() & MAGNITUDE_NARROW;
+            let normal = f32::INFINITY.to_bits() - f32::MIN_POSITIVE.to_bits();
+            any_odd |= u32::from(bits != 0) & u32::from(bits.wrapping_sub(f32::MIN_POSITIVE.to_bits()) >= normal);
+            *exponent = (bits >> (f32::MANTISSA_DIGITS - 1)) as u8;
+        }
+        any_odd != 0
     }
 }
 

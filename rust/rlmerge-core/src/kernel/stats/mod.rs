@@ -152,7 +152,7 @@ pub trait Width: Copy + Default + Into<f64> {
         (found.both, found.opposed) = Self::count_opposed(level, deltas[0], deltas[1], least.map(|l| l[2]));
         found
     }
-    /// [`find_beyond`](Self::find_beyond) in two loops, where there is a kernel for it.
+    /// [`find_beyond`](Self::find_beyond) in one loop, where there is a kernel for it.
     fn find_beyond_at_once(
         _level: Level,
         _deltas: [&[Self]; 2],

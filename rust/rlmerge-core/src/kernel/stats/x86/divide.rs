@@ -10,7 +10,13 @@ use crate::kernel::level::registers::{load_512, put_512, store_512};
 
 /// [`divide`](super::super::glance::divide).
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,popcnt,bmi1,fma")]
-pub fn divide(limits: &Limits, large: &mut [Vec<f32>; 2], larges: usize, open: &mut Open, above: &mut Above) {
+pub fn divide(
+    limits: &Limits,
+    large: &mut [Vec<f32>; 2],
+    larges: usize,
+    open: &mut Open,
+    above: &mut Above,
+) -> Option<()> {
     open.make_room(larges);
     let (mut counts, minus_one) = ([[[Counter::new(); 3]; 2]; 2], minus_one());
     let [first, second] = large;
@@ -33,6 +39,7 @@ pub fn divide(limits: &Limits, large: &mut [Vec<f32>; 2], larges: usize, open: &
             above[cut][1] += counts[1][cut].total();
         }
     }
+    Some(())
 }
 
 /// Which deltas of an expert may be beyond a threshold and are not for certain; counts those that reach each limit.

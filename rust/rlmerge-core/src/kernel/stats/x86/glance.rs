@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::glance::{Changed, Limits, Looked, Seen, Trio};
-use super::super::keys::{BINS_BELOW, count_bins};
+use super::super::keys::{BINS_BELOW, plain_bins};
 use super::super::{Changes, Thresholds};
 use super::changes::{bf16, find_changes};
 use super::{Counter, ROWS, Rows, add_all, minus_one};
@@ -92,7 +92,7 @@ pub fn glance(
             continue;
         }
         if fewest < f32::MIN_POSITIVE.to_bits() || most >= f32::INFINITY.to_bits() {
-            count_bins(delta, bins[e]);
+            plain_bins(delta, bins[e]);
         } else {
             count_exponents(&seen.exponents[e], [fewest, most], bins[e]);
         }
