@@ -370,10 +370,9 @@ fn divide(
     open.make_room(larges);
     let [first, second] = large.each_mut().map(|deltas| &mut deltas[..larges]);
     for (e, deltas) in [&*first, &*second].into_iter().enumerate() {
-        for cut in 0..3 {
-            let reaches = |least: f32| deltas.len() as u64 - count_not(level, deltas, least);
-            above[e][cut][0] += reaches(limits.least[e][cut]);
-            above[e][cut][1] += reaches(limits.end[e][cut]);
+        for (cut, counts) in above[e].iter_mut().enumerate() {
+            counts[0] += count_from(level, deltas, limits.least[e][cut]);
+            counts[1] += count_from(level, deltas, limits.end[e][cut]);
         }
     }
     // Where a threshold is known nothing lies between.
@@ -399,11 +398,11 @@ kernel! {
 }
 
 kernel! {
-    /// Counts magnitudes that do not reach one, NaN among them.
-    fn count_not(values: &[f32], least: f32) -> u64 {
+    /// Counts magnitudes that reach one.
+    fn count_from(values: &[f32], least: f32) -> u64 {
         let mut count = 0u32;
         for value in values {
-            count += u32::from(!(value.abs() >= least));
+            count += u32::from(value.abs() >= least);
         }
         u64::from(count)
     }
