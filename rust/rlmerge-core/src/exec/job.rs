@@ -61,6 +61,8 @@ pub struct Chunk<'a> {
     pub inner: Range<usize>,
     /// The decoded models.
     pub values: &'a [Values],
+    /// The bytes of the first three, where nothing is decoded.
+    pub stored: Option<[&'a [u8]; 3]>,
     /// Scratch space.
     pub scratch: &'a mut Scratch,
 }
@@ -294,12 +296,19 @@ pub enum Look {
     Changes,
     /// Those deltas alone.
     Deltas,
+    /// The bytes of three models.
+    Stored,
 }
 
 impl Look {
     /// What samples and scans of a job look at.
     pub fn of_scan(job: &dyn Job) -> Self {
         if job.looks_at_deltas() { Self::Deltas } else { Self::Values }
+    }
+
+    /// What a survey looks at.
+    pub fn of_survey(job: &dyn Job) -> Self {
+        if job.looks_at_stored() { Self::Stored } else { Self::Values }
     }
 
     /// What [`Job::apply`] looks at.
@@ -381,6 +390,12 @@ pub trait Job: Send + Sync {
     /// Whether samples and scans look at nothing but the experts' deltas from the first model, and [`apply`](Self::apply)
     /// at nothing but them and the first model's values. Where deltas are known by themselves the rest is left out.
     fn looks_at_deltas(&self) -> bool {
+        false
+    }
+
+    /// Whether the next scan takes the bytes of its three models, where they come as they are stored, and needs no decoded
+    /// values then.
+    fn looks_at_stored(&self) -> bool {
         false
     }
 

@@ -353,7 +353,7 @@ impl<'a> Slice<'a> {
         }
     }
 
-    /// Calls `each` with every chunk decoded.
+    /// Calls `each` with every chunk, decoded unless bytes alone are looked at.
     pub fn for_chunks(
         &self,
         work: &mut Work,
@@ -364,7 +364,13 @@ impl<'a> Slice<'a> {
         let (mut at, end, step) = self.extent(span);
         while at < end {
             let len = step.min(end - at) as usize;
-            self.load(work, at, len, look);
+            let stored = match look {
+                Look::Stored => Some([0, 1, 2].map(|model| self.stored(&work.inputs, model, at, len).0)),
+                Look::Values | Look::Changes | Look::Deltas => {
+                    self.load(work, at, len, look);
+                    None
+                }
+            };
             let inside = |element: u64| (element.clamp(at, at + len as u64) - at) as usize;
             let mut chunk = Chunk {
                 level: work.level,
@@ -372,6 +378,7 @@ impl<'a> Slice<'a> {
                 len,
                 inner: inside(self.first)..inside(self.first + self.len),
                 values: &work.values[..self.models.len()],
+                stored,
                 scratch: &mut work.scratch,
             };
             each(&mut chunk, &mut work.squares);
@@ -399,20 +406,13 @@ impl<'a> Slice<'a> {
                 values.stand_for(source.origin, len, wide);
                 continue;
             }
-            let dtype = self.tensor.sources[self.models[at].1].dtype;
-            let size = self.size(at) as usize;
-            let bytes = self.bytes(&work.inputs, at);
-            let reach = self.reach(at).0;
-            let begin = (first - reach) as usize * size;
-            if self.mapping(at).is_some() {
-                let soon = (begin + PREFETCH * size).min(bytes.len());
-                prefetch(&bytes[soon..(soon + len * size).min(bytes.len())]);
-            }
-            values.load(work.level, dtype, &bytes[begin..begin + len * size], len, wide);
+            let dtype = source.dtype;
+            let (stored, bytes) = self.stored(&work.inputs, at, first, len);
+            values.load(work.level, dtype, stored, len, wide);
             match &source.change {
                 None => values.mark(source.origin),
                 Some(change) => {
-                    let rows = || Rows { bytes, first: reach / change.columns, dtype };
+                    let rows = || Rows { bytes, first: self.reach(at).0 / change.columns, dtype };
                     let rows = change.magnitude.is_some().then(rows);
                     let product = &mut work.products[at];
                     product.apply(work.level, change, &elements, values, source.origin, rows.as_ref());
@@ -424,6 +424,20 @@ impl<'a> Slice<'a> {
                 expert.scale_delta(work.level, base, *factor);
             }
         }
+    }
+
+    /// The bytes of the elements from `first` on in model `at`, and all that were read of it.
+    fn stored<'w>(&self, inputs: &'w [Vec<u8>], at: usize, first: u64, len: usize) -> (&'w [u8], &'w [u8])
+    where
+        'a: 'w,
+    {
+        let (bytes, size) = (self.bytes(inputs, at), self.size(at) as usize);
+        let begin = (first - self.reach(at).0) as usize * size;
+        if self.mapping(at).is_some() {
+            let soon = (begin + PREFETCH * size).min(bytes.len());
+            prefetch(&bytes[soon..(soon + len * size).min(bytes.len())]);
+        }
+        (&bytes[begin..begin + len * size], bytes)
     }
 
     /// Whether all groups that reach into the tile have the same bytes in all models, in the dtype of the output.
@@ -459,7 +473,7 @@ impl<'a> Slice<'a> {
 
     /// Scans the elements into `partial`, wherever groups begin: sums over them do not depend on a method.
     pub fn survey(&self, work: &mut Work, job: &dyn Job, partial: &mut Partial) {
-        self.for_chunks(work, Span::Elements, Look::Values, |chunk, _| job.scan(chunk, partial));
+        self.for_chunks(work, Span::Elements, Look::of_survey(job), |chunk, _| job.scan(chunk, partial));
     }
 
     /// Whether a survey sees the chunks that a method sees under modifiers: no groups, nothing changed.

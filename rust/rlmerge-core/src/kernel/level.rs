@@ -140,6 +140,7 @@ pub(crate) mod registers {
     );
     registers!("avx512f", __m512i, [u32; 16] => store_512_bits = _mm512_storeu_si512);
     registers!("avx512f", __m128i, [u8; 16] => store_128_bytes = _mm_storeu_si128);
+    registers!("avx512f", __m256i, [u8; 32], load_256_bytes = _mm256_loadu_si256);
     registers!("avx512f", __m512i, [u8; 64], load_512_bytes = _mm512_loadu_si512);
 
     /// The numbers out of a register from `at` on, where a whole register has room.

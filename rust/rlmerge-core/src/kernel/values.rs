@@ -283,11 +283,9 @@ impl Values {
     /// The numbers of two experts and of their base, which are f32.
     #[must_use]
     pub fn trio<'a>([first, second]: [&'a Self; 2], base: &'a Self) -> stats::Trio<'a> {
-        stats::Trio {
-            experts: [f32::of(first.numbers()), f32::of(second.numbers())],
-            base: f32::of(base.numbers()),
-            exact: first.is_bf16 && second.is_bf16 && base.is_bf16,
-        }
+        let models = [base, first, second];
+        let exact = models.iter().all(|values| values.is_bf16);
+        stats::Trio::Decoded(models.map(|values| f32::of(values.numbers())), exact)
     }
 
     /// `out = self − base` in the width of the tensor; gives the largest magnitude, NaN left out.

@@ -400,12 +400,12 @@ mod tests {
     fn settle(drawn: &[Vec<f32>; 3], guess: &Guess, settings: &SurveySettings) -> Option<Settled> {
         let [base, x, y] = drawn;
         let (mut workers, mut seen) = ([guess.opened(), guess.opened()], Seen::default());
-        let (mut lanes, mut bins) = ([Lanes::default(); 23], [[0; BINS]; 2]);
+        let (mut lanes, mut bins) = ([Lanes::default(); 24], [[0; BINS]; 2]);
         let thresholds = Thresholds { epsilon: settings.epsilon, relative: settings.relative };
         let (mut smallest, mut above) = (0, Above::default());
         for (at, ((x, y), base)) in x.chunks(1024).zip(y.chunks(1024)).zip(base.chunks(1024)).enumerate() {
             let opened = &mut workers[at / 8 % 2];
-            let (trio, [first, second]) = (Trio { experts: [x, y], base, exact: false }, &mut bins);
+            let (trio, [first, second]) = (Trio::Decoded([base, x, y], false), &mut bins);
             let (limits, open) = (guess.limits(), opened.open());
             let bins = [&mut first[..], &mut second[..]];
             let found =

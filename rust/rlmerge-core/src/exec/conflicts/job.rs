@@ -3,11 +3,12 @@
 use super::cuts::{Cut, Keys, rank};
 use super::guess::{Guess, Known, Sample};
 use super::{SurveySettings, guess};
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::exec::counters::Counters;
 use crate::exec::job::{Chunk, Job, Partial, Scratch, Ties};
 use crate::kernel::lanes::Lanes;
-use crate::kernel::stats::{self, BINS, Found, Thresholds, Width};
+use crate::kernel::stats::{self, BINS, Found, Thresholds, Trio, Width};
 use crate::kernel::values::Values;
 use crate::plan::PlannedTensor;
 use crate::report::conflicts::{Sums, TOP, pairs};
@@ -31,6 +32,8 @@ pub struct SurveyJob {
     pairs: Vec<(usize, usize)>,
     /// Whether a sample is of use.
     helps: bool,
+    /// Whether all models store bf16, and nothing is added to it.
+    is_bf16: bool,
     guess: Option<Guess>,
     step: Step,
     sums: Sums,
@@ -77,6 +80,7 @@ impl SurveyJob {
             wide: tensor.wide,
             pairs: pairs(experts).collect(),
             helps: guess::helps(experts, tensor),
+            is_bf16: tensor.sources.iter().all(|s| s.dtype == DType::BF16 && !s.is_changed()),
             guess: None,
             step: Step::Everything,
             sums: Sums { tensors: 1, elements: tensor.elements, ..Sums::new(experts) },
@@ -341,11 +345,9 @@ impl SurveyJob {
     fn glance(&self, guess: &Guess, chunk: &mut Chunk<'_>, partial: &mut Partial) {
         let (level, epsilon) = (chunk.level, self.settings.epsilon);
         let thresholds = Thresholds { epsilon, relative: self.settings.relative };
-        let base = &chunk.values[0];
         let Partial { counts, lanes, peaks, opened, .. } = partial;
-        let (base_lanes, lanes) = lanes.split_at_mut(1);
-        base.add_squares(level, &mut base_lanes[0]);
-        let trio = Values::trio([&chunk.values[1], &chunk.values[2]], base);
+        let decoded = || Values::trio([&chunk.values[1], &chunk.values[2]], &chunk.values[0]);
+        let trio = chunk.stored.map_or_else(decoded, Trio::Stored);
         let (limits, seen) = (guess.limits(), &mut chunk.scratch.seen);
         let AtOnce { first, beyond, others, bins } = AtOnce::of(counts);
         let glance = stats::glance(level, trio, thresholds, limits, bins, seen, lanes, opened.open());
@@ -466,6 +468,10 @@ impl Job for SurveyJob {
             partial.opened = guess.opened();
         }
         partial
+    }
+
+    fn looks_at_stored(&self) -> bool {
+        self.step == Step::AtOnce && self.is_bf16
     }
 
     fn scan(&self, chunk: &mut Chunk<'_>, partial: &mut Partial) {

@@ -3,16 +3,16 @@
 //! What reaches the upper limit of a threshold is beyond it, what is below the lower one is not. What lies between is
 //! written down until the threshold is known: few elements, brought together without a branch.
 
-use super::super::CHUNK;
-use super::super::Level;
-use super::super::lanes::{LANES, Lanes};
+use super::super::lanes::{self, LANES, Lanes};
 use super::super::level::{by_level, kernel};
 use super::super::select::BITS;
+use super::super::{CHUNK, Level, convert};
 use super::keys::count_bins;
 use super::loops::{ceil_narrow, filled, floor_narrow};
 #[cfg(target_arch = "x86_64")]
 use super::x86;
 use super::{Changes, Found, Thresholds, Width, edge};
+use crate::dtype::DType;
 
 /// The smallest f32 with this key, for keys above 0.
 #[must_use]
@@ -23,15 +23,44 @@ pub fn narrow_edge(key: usize) -> f32 {
 /// Elements that are looked at together.
 const ROW: usize = LANES;
 
-/// The numbers of two experts and of the base that their deltas are differences from.
+/// The numbers of the base and of two experts, whose deltas are the differences from it.
 #[derive(Debug, Clone, Copy)]
-pub struct Trio<'a> {
-    /// The experts.
-    pub experts: [&'a [f32]; 2],
-    /// The base.
-    pub base: &'a [f32],
+pub enum Trio<'a> {
+    /// In f32, and whether bf16 holds all of them.
+    Decoded([&'a [f32]; 3], bool),
+    /// As bf16 is stored.
+    Stored([&'a [u8]; 3]),
+}
+
+impl<'a> Trio<'a> {
+    /// How many numbers each has.
+    fn len(&self) -> usize {
+        match self {
+            Self::Decoded([base, ..], _) => base.len(),
+            Self::Stored([base, ..]) => base.len() / size_of::<u16>(),
+        }
+    }
+
     /// Whether bf16 holds all of them.
-    pub exact: bool,
+    pub(super) fn is_exact(&self) -> bool {
+        matches!(self, Self::Decoded(_, true) | Self::Stored(_))
+    }
+
+    /// The numbers in f32.
+    fn decoded<'b>(self, level: Level, buffers: &'b mut [Vec<f32>; 3]) -> [&'b [f32]; 3]
+    where
+        'a: 'b,
+    {
+        let (len, stored) = match self {
+            Self::Decoded(numbers, _) => return numbers,
+            Self::Stored(stored) => (self.len(), stored),
+        };
+        for (buffer, bytes) in buffers.iter_mut().zip(stored) {
+            buffer.resize(len, 0.0);
+            convert::decode_narrow(level, DType::BF16, bytes, buffer);
+        }
+        buffers.each_ref().map(|buffer| &buffer[..])
+    }
 }
 
 /// Magnitudes that tell where thresholds may lie, of each expert three.
@@ -92,6 +121,8 @@ pub struct Seen {
     pub(super) nears: usize,
     /// How many base weights are below their limits.
     pub(super) smallest: u64,
+    /// Numbers of a chunk where they are needed in f32.
+    decoded: [Vec<f32>; 3],
 }
 
 impl Default for Seen {
@@ -105,6 +136,7 @@ impl Default for Seen {
             near: list(),
             nears: 0,
             smallest: 0,
+            decoded: [list(), list(), list()],
         }
     }
 }
@@ -195,9 +227,9 @@ pub fn near(written: f32) -> (f32, [bool; 2]) {
     (f32::from_bits(bits & (u32::MAX >> 1) & !1), [bits >> 31 == 1, bits & 1 == 1])
 }
 
-/// Adds to `lanes` the moments of each expert, the sums of the pair, and for each expert those of what is beyond its
-/// thresholds for certain: 3, 3, 9, 4 and 4. Counts deltas by powers of two in [`BINS`](super::BINS) bins of each expert,
-/// and writes down what is open.
+/// Adds to `lanes` the squares of the base, the moments of each expert, the sums of the pair, and for each expert those of
+/// what is beyond its thresholds for certain: 1, 3, 3, 9, 4 and 4. Counts deltas by powers of two in [`BINS`](super::BINS)
+/// bins of each expert, and writes down what is open.
 #[allow(clippy::too_many_arguments, reason = "one pass over the chunk does it all")]
 pub fn glance(
     level: Level,
@@ -209,17 +241,22 @@ pub fn glance(
     lanes: &mut [Lanes],
     open: &mut Open,
 ) -> Glance {
-    let room = trio.base.len() + 2 * ROW;
+    let room = trio.len() + 2 * ROW;
     let Seen { deltas: [a, b], large: [x, y], near, .. } = seen;
     for list in [a, b, x, y, near] {
         list.resize(room.max(list.len()), 0.0);
     }
-    let (sums, beyond) = lanes.split_at_mut(15);
+    let (sums, beyond) = lanes.split_at_mut(16);
     let Thresholds { epsilon, relative } = thresholds;
     let narrow = Thresholds { epsilon: floor_narrow(epsilon), relative: relative as f32 };
     let looked = at_once(level, trio, narrow, limits, &mut bins, seen, sums);
-    let Looked { experts, shared } =
+    let Looked { mut experts, shared } =
         looked.unwrap_or_else(|| look(level, trio, thresholds, limits, bins, seen, sums));
+    for (e, expert) in experts.iter_mut().enumerate() {
+        if !expert.changes.peak.is_finite() {
+            expert.changes = look_again(level, trio, e, thresholds, seen);
+        }
+    }
     let Seen { large, larges, near, nears, smallest, .. } = seen;
     open.near.extend_from_slice(&near[..*nears]);
     // The last row is one of large deltas and of zeros.
@@ -254,17 +291,34 @@ fn look(
     seen: &mut Seen,
     lanes: &mut [Lanes],
 ) -> Looked {
-    let (mut experts, epsilon) = ([Changed::default(); 2], thresholds.epsilon);
+    let (mut experts, epsilon, len) = ([Changed::default(); 2], thresholds.epsilon, trio.len());
+    let mut decoded = std::mem::take(&mut seen.decoded);
+    let [base, numbers @ ..] = trio.decoded(level, &mut decoded);
+    lanes::add_squares_narrow(level, base, &mut lanes[0]);
     for (e, bins) in bins.into_iter().enumerate() {
-        let (expert, delta) = (trio.experts[e], &mut seen.deltas[e][..trio.base.len()]);
-        let lanes = &mut lanes[3 * e..][..3];
-        experts[e].changes = f32::changes(level, expert, trio.base, trio.exact, thresholds, delta, lanes);
+        let delta = &mut seen.deltas[e][..len];
+        let lanes = &mut lanes[1 + 3 * e..][..3];
+        experts[e].changes = f32::changes(level, numbers[e], base, trio.is_exact(), thresholds, delta, lanes);
         count_bins(level, delta, bins);
     }
-    let [a, b] = seen.deltas.each_ref().map(|deltas| &deltas[..trio.base.len()]);
-    let shared = f32::add_pair(level, a, b, epsilon, &mut lanes[6..]);
-    [experts[0].low, experts[1].low] = pick(level, trio.base, floor_narrow(epsilon), limits, seen);
+    let [a, b] = seen.deltas.each_ref().map(|deltas| &deltas[..len]);
+    let shared = f32::add_pair(level, a, b, epsilon, &mut lanes[7..]);
+    [experts[0].low, experts[1].low] = pick(level, base, floor_narrow(epsilon), limits, seen);
+    seen.decoded = decoded;
     Looked { experts, shared }
+}
+
+/// What an expert changes where a delta is not finite, which [`at_once`] does not count.
+fn look_again(
+    level: Level,
+    trio: Trio<'_>,
+    expert: usize,
+    thresholds: Thresholds<f64>,
+    seen: &mut Seen,
+) -> Changes {
+    let numbers = trio.decoded(level, &mut seen.decoded);
+    let (delta, unused) = (&mut seen.deltas[expert][..trio.len()], &mut [Lanes::default(); 3]);
+    f32::changes(level, numbers[1 + expert], numbers[0], trio.is_exact(), thresholds, delta, unused)
 }
 
 /// Brings together what may be beyond a threshold, and gives how many small base weights each expert changed.

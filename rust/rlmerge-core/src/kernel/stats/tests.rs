@@ -115,11 +115,10 @@ fn kernels_that_do_all_at_once_find_what_steps_find() {
 }
 
 /// What a glance finds: counts, bins, lanes, and what is open.
-fn glanced(level: Level, [base, x, y]: &[Vec<f32>; 3], exact: bool, limits: &Limits) -> (Glance, Vec<u64>) {
-    let (mut lanes, mut bins) = ([Lanes::default(); 23], [[0; BINS]; 2]);
+fn glanced(level: Level, trio: Trio<'_>, limits: &Limits) -> (Glance, Vec<u64>) {
+    let (mut lanes, mut bins) = ([Lanes::default(); 24], [[0; BINS]; 2]);
     let (mut seen, mut open) = (Seen::default(), Open::default());
     let thresholds = Thresholds { epsilon: 1e-5, relative: 1e-3 };
-    let trio = Trio { experts: [x, y], base, exact };
     let [first, second] = &mut bins;
     let glance = glance(level, trio, thresholds, limits, [first, second], &mut seen, &mut lanes, &mut open);
     let mut all = bits(&lanes);
@@ -129,6 +128,11 @@ fn glanced(level: Level, [base, x, y]: &[Vec<f32>; 3], exact: bool, limits: &Lim
     assert_eq!(open.count(), 0);
     all.extend(first.iter().chain(&second).map(|v| u64::from(v.to_bits())));
     (glance, all)
+}
+
+/// Numbers of bf16 as they are stored.
+fn stored(numbers: &[f32]) -> Vec<u8> {
+    numbers.iter().flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect()
 }
 
 #[test]
@@ -146,10 +150,15 @@ fn a_glance_is_the_same_at_every_level() {
                 if exact {
                     drawn.iter_mut().flatten().for_each(|v| *v = bf16(*v));
                 }
-                let expected = glanced(Level::BASELINE, &drawn, exact, limits);
+                let trio = Trio::Decoded(drawn.each_ref().map(|numbers| &numbers[..]), exact);
+                let stored = drawn.each_ref().map(|numbers| stored(numbers));
+                let stored = Trio::Stored(stored.each_ref().map(|bytes| &bytes[..]));
+                let expected = glanced(Level::BASELINE, trio, limits);
                 for level in Level::available() {
-                    let found = glanced(level, &drawn, exact, limits);
-                    assert_eq!(found, expected, "{len}, {round}, {exact}, {}", level.name());
+                    for trio in [Some(trio), exact.then_some(stored)].into_iter().flatten() {
+                        let found = glanced(level, trio, limits);
+                        assert_eq!(found, expected, "{len}, {round}, {trio:?}, {}", level.name());
+                    }
                 }
             }
         }
@@ -169,10 +178,10 @@ fn a_glance_and_what_it_leaves_open_are_all() {
     let least = keys.map(|keys| keys.map(narrow_edge));
     let mut all = [Lanes::default(); 8];
     let expected = settle(Level::BASELINE, [&deltas[0], &deltas[1]], least, &mut all);
-    let (mut lanes, mut bins) = ([Lanes::default(); 23], [[0; BINS]; 2]);
+    let (mut lanes, mut bins) = ([Lanes::default(); 24], [[0; BINS]; 2]);
     let (mut seen, mut open) = (Seen::default(), Open::default());
     let [first, second] = &mut bins;
-    let trio = Trio { experts: [x, y], base, exact: false };
+    let trio = Trio::Decoded([base, x, y], false);
     let thresholds = Thresholds { epsilon: 1e-5, relative: 1e-3 };
     let level = Level::choose();
     let glance = glance(level, trio, thresholds, &limits, [first, second], &mut seen, &mut lanes, &mut open);
@@ -182,7 +191,7 @@ fn a_glance_and_what_it_leaves_open_are_all() {
     found.add(&settle(level, [&pairs[0], &pairs[1]], least, &mut rest));
     assert_eq!(found, expected);
     for (at, expected) in all.iter().map(lanes::total).enumerate() {
-        let sum = lanes::total(&lanes[15 + at]) + lanes::total(&rest[at]);
+        let sum = lanes::total(&lanes[16 + at]) + lanes::total(&rest[at]);
         assert!((sum - expected).abs() <= 1e-12 * expected, "{at}: {sum} {expected}");
     }
     for (e, deltas) in deltas.iter().enumerate() {

@@ -5,7 +5,6 @@
 
 use std::arch::x86_64::*;
 
-use super::loops::filled;
 use crate::kernel::CHUNK;
 use crate::kernel::lanes::{LANES, Lanes};
 use crate::kernel::level::registers::{load_512, load_512_wide, store_512_wide};
@@ -91,26 +90,30 @@ fn minus_one() -> __m512i {
     std::hint::black_box(_mm512_set1_epi32(-1))
 }
 
-/// Numbers in rows of a register; the last row is filled up with zeros, which no kernel counts.
-struct Rows<'a> {
-    whole: &'a [[f32; LANES]],
-    last: [f32; LANES],
+/// Numbers, or bytes, in rows of a register; the last row is filled up with zeros, which no kernel counts.
+struct Rows<'a, T = f32, const N: usize = LANES> {
+    whole: &'a [[T; N]],
+    last: [T; N],
     count: usize,
 }
 
-impl<'a> Rows<'a> {
+impl<'a, T: Copy + Default, const N: usize> Rows<'a, T, N> {
     #[inline(always)]
-    fn of(numbers: &'a [f32]) -> Self {
+    fn of(numbers: &'a [T]) -> Self {
         let (whole, tail) = numbers.as_chunks();
-        Self { whole, last: filled(tail), count: whole.len() + usize::from(!tail.is_empty()) }
+        let mut last = [T::default(); N];
+        last[..tail.len()].copy_from_slice(tail);
+        Self { whole, last, count: whole.len() + usize::from(!tail.is_empty()) }
     }
 
     /// A row. There is one way to both kinds, so that loops have one body and sums stay in registers.
     #[inline(always)]
-    fn row(&self, row: usize) -> &[f32; LANES] {
+    fn row(&self, row: usize) -> &[T; N] {
         self.whole.get(row).unwrap_or(&self.last)
     }
+}
 
+impl Rows<'_> {
     /// A row in a register.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,popcnt,bmi1,fma")]
     #[inline]
