@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Output", "clean", "columns", "count", "flush", "hides", "size"]
 
+#: Entries of a list in JSON beyond which nobody reads it number by number.
+_LONG = 100
 _COLOURS = {"error": "1;31", "warning": "1;33", "hint": "36", "bold": "1"}
 # Characters that move the cursor, hide text or change its direction.
 _HIDDEN = {*range(0x20), *range(0x7F, 0xA0), *range(0x200B, 0x2010), *range(0x2028, 0x202F), *range(0x2060, 0x206A)}
@@ -46,7 +48,7 @@ class Output:
     def result(self, *, human: Callable[[], Iterable[str]], quiet: Callable[[], Iterable[str]], value: Any) -> None:
         """Print the command's data in the chosen mode; every command gives all three forms."""
         if self.mode == "json":
-            self._write(sys.stdout, json.dumps(value, indent=2))
+            self._write(sys.stdout, _json(value))
             return
         for line in human() if self.mode == "human" else quiet():
             self._write(sys.stdout, clean(line))
@@ -99,6 +101,19 @@ class Output:
             self._stdout_failed = True
             drop_stdout()
             raise
+
+
+def _json(value: Any) -> str:
+    """Return JSON text: indented, unless a list in it is long; then every entry of such lists has one line."""
+    if not isinstance(value, dict) or not any(isinstance(v, list) and len(v) > _LONG for v in value.values()):
+        return json.dumps(value, indent=2)
+    return "{\n" + ",\n".join(f"  {json.dumps(key)}: {_rows(entry)}" for key, entry in value.items()) + "\n}"
+
+
+def _rows(value: Any) -> str:
+    if not isinstance(value, list) or not value:
+        return json.dumps(value)
+    return "[\n" + ",\n".join(f"    {json.dumps(entry)}" for entry in value) + "\n  ]"
 
 
 def flush() -> None:

@@ -10,6 +10,7 @@ use super::stats::TileStats;
 use super::turnstile::Turnstile;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::kernel::aligned::AlignedBytes;
 use crate::kernel::lanes::{self, Lanes};
 use crate::kernel::level::prefetch;
 use crate::kernel::sieve::Sieve;
@@ -32,7 +33,7 @@ pub struct Work {
     written: Values,
     scratch: Scratch,
     squares: Vec<Lanes>,
-    inputs: Vec<Vec<u8>>,
+    inputs: Vec<AlignedBytes>,
     products: Vec<Product>,
     bytes: Vec<u8>,
 }
@@ -242,15 +243,14 @@ impl<'a> Slice<'a> {
     /// [`Error::InputShrank`], [`Error::InputChanged`] or [`Error::ReadFailed`] with file and tensor.
     pub fn fetch(&self, work: &mut Work, look: Look) -> Result<()> {
         if work.inputs.len() < self.models.len() {
-            work.inputs.resize(self.models.len(), Vec::new());
+            work.inputs.resize(self.models.len(), AlignedBytes::default());
         }
         let places = self.places().take(if self.needs_no_bytes(look) { 0 } else { self.models.len() });
         for at in places {
             let (begin, end) = self.range(at);
             match self.mapping(at) {
                 None => {
-                    let buffer = &mut work.inputs[at];
-                    buffer.resize((end - begin) as usize, 0);
+                    let buffer = work.inputs[at].of_length((end - begin) as usize);
                     self.shard(at).read_at(begin, buffer).map_err(|e| e.in_tensor(&self.tensor.name))?;
                 }
                 // Without the call (Linux before 5.14) pages come by faults; the guard of the mapping tells of those
@@ -272,7 +272,7 @@ impl<'a> Slice<'a> {
     }
 
     /// The bytes of model `at`, after [`fetch`](Self::fetch).
-    fn bytes<'w>(&self, inputs: &'w [Vec<u8>], at: usize) -> &'w [u8]
+    fn bytes<'w>(&self, inputs: &'w [AlignedBytes], at: usize) -> &'w [u8]
     where
         'a: 'w,
     {
@@ -427,7 +427,13 @@ impl<'a> Slice<'a> {
     }
 
     /// The bytes of the elements from `first` on in model `at`, and all that were read of it.
-    fn stored<'w>(&self, inputs: &'w [Vec<u8>], at: usize, first: u64, len: usize) -> (&'w [u8], &'w [u8])
+    fn stored<'w>(
+        &self,
+        inputs: &'w [AlignedBytes],
+        at: usize,
+        first: u64,
+        len: usize,
+    ) -> (&'w [u8], &'w [u8])
     where
         'a: 'w,
     {
@@ -441,7 +447,7 @@ impl<'a> Slice<'a> {
     }
 
     /// Whether all groups that reach into the tile have the same bytes in all models, in the dtype of the output.
-    fn is_common(&self, inputs: &[Vec<u8>]) -> bool {
+    fn is_common(&self, inputs: &[AlignedBytes]) -> bool {
         let first = self.bytes(inputs, 0);
         (0..self.models.len()).all(|at| {
             let source = self.source(at);

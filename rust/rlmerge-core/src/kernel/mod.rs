@@ -5,6 +5,7 @@
 //! loop an operation, each compiled for every SIMD [`Level`]. [`naive`] holds the same operations
 //! one element at a time, as the oracle of the tests.
 
+pub mod aligned;
 pub mod blocks;
 pub mod candidates;
 pub mod changes;

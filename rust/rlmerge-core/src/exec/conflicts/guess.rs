@@ -11,7 +11,7 @@ use crate::exec::job::Chunk;
 use crate::kernel::Level;
 use crate::kernel::lanes::{self, Lanes};
 use crate::kernel::select::{RUN, deviation};
-use crate::kernel::stats::{self, Above, BINS, Found, KEYS, KeyCounts, Limits, Open};
+use crate::kernel::stats::{self, Above, BINS, Found, KEYS, KeyCounts, Limits, NearCounts, Open};
 use crate::plan::PlannedTensor;
 use crate::report::conflicts::TOP;
 
@@ -32,7 +32,7 @@ pub fn helps(experts: usize, tensor: &PlannedTensor) -> bool {
 
 /// Most bytes of what is written down of a tensor of so many elements, with what lists that grow have to spare.
 pub fn bytes(elements: u64) -> u64 {
-    2 * (ROOM as u64).min(3 * elements) * size_of::<f32>() as u64
+    2 * (ROOM as u64).min(2 * elements) * size_of::<f32>() as u64
 }
 
 /// Where a sample takes elements of a tile, one of so many.
@@ -115,8 +115,7 @@ impl Guess {
             false => counted.between(*first, *last + 1),
         };
         let of_expert = |e: usize| cuts[e].iter().map(|range| inside(range, &counted[e])).sum::<f64>();
-        let near = counted[2].between(below[0], below[1]);
-        let open = 2.0 * (of_expert(0) + of_expert(1)) + near;
+        let open = 2.0 * (of_expert(0) + of_expert(1));
         let limits = Limits::of_keys(cuts, below);
         let fits = 1.25 * open * (elements as f64) < ROOM as f64;
         let sampled = counted.map(|counted| counted.counts);
@@ -135,7 +134,8 @@ impl Guess {
             let [first, last] = cuts.into_iter().fold([KEYS, 0], |a, b| [a[0].min(b[0]), a[1].max(b[1])]);
             KeyCounts::between(first, last + 1)
         });
-        Opened { level: self.level, keys, written: Arc::clone(&self.written), ..Opened::default() }
+        let now = Open::between(self.below[0], self.below[1]);
+        Opened { level: self.level, now, keys, written: Arc::clone(&self.written), ..Opened::default() }
     }
 
     /// What the open elements add, if all thresholds are where they were expected. `bins` are how many deltas of each expert
@@ -181,7 +181,7 @@ impl Guess {
     fn spread(&self, expert: usize, bins: &[i64]) -> Keys {
         let mut keys = vec![0; KEYS];
         let spread = keys.chunks_mut(KEYS / BINS).zip(self.sampled[expert].chunks(KEYS / BINS));
-        for ((keys, sampled), count) in spread.zip(bins) {
+        for ((keys, sampled), count) in spread.zip(bins).filter(|(_, count)| **count > 0) {
             let all: i64 = sampled.iter().map(|s| i64::from(*s)).sum();
             let (mut before, mut given) = (0, 0);
             for (key, sampled) in keys.iter_mut().zip(sampled) {
@@ -198,23 +198,11 @@ impl Guess {
         Keys::of(&keys)
     }
 
-    /// How many base weights are the smallest, and how many of those that are written down each expert changed.
-    fn settle_base(&self, near: &[f32], mut smallest: u64, wanted: u64) -> Option<(u64, [u64; 2])> {
-        let [first, end] = self.below;
-        let mut keys = vec![[0; 3]; end - first];
-        for written in near {
-            let (size, changed) = stats::near(*written);
-            // The bit that was lost tells smaller ones apart.
-            if size < f32::MIN_POSITIVE {
-                return None;
-            }
-            let [all, a, b] = keys.get_mut(stats::key(f64::from(size)).checked_sub(first)?)?;
-            *all += 1;
-            *a += u64::from(changed[0]);
-            *b += u64::from(changed[1]);
-        }
+    /// How many base weights are the smallest, and how many of those that had to be counted by keys each expert changed.
+    fn settle_base(&self, near: &NearCounts, mut smallest: u64, wanted: u64) -> Option<(u64, [u64; 2])> {
+        let keys = near.each()?;
         if smallest >= wanted {
-            return (first == 1).then_some((smallest, [0; 2]));
+            return (self.below[0] == 1).then_some((smallest, [0; 2]));
         }
         let mut changed = [0; 2];
         for [all, a, b] in keys {
@@ -259,9 +247,9 @@ pub struct Known {
 /// What is written down by workers.
 #[derive(Default)]
 pub struct Opened {
-    /// Of the tile in work; base weights of all.
+    /// Of the tile in work.
     now: Open,
-    /// How many of these are in `written`.
+    /// How many numbers of it are in `written`.
     noted: usize,
     /// Of each tile.
     tiles: Vec<(u64, [Vec<f32>; 2])>,
@@ -279,7 +267,7 @@ impl Opened {
 
     /// Counts what a chunk has left, and forgets everything if there is too much.
     pub fn note(&mut self) {
-        let held = 2 * self.now.count() + self.now.near.len();
+        let held = 2 * self.now.count();
         self.written.fetch_add(held - self.noted, Ordering::Relaxed);
         self.noted = held;
         if self.is_full() {
@@ -294,12 +282,12 @@ impl Opened {
             self.keys.iter_mut().zip(&pairs).for_each(|(keys, deltas)| keys.add(self.level, deltas));
             self.tiles.push((ordinal, pairs));
         }
-        self.noted = self.now.near.len();
+        self.noted = 0;
     }
 
     /// Adds what another worker wrote down.
     pub fn merge(&mut self, other: Self) {
-        self.now.near.extend(other.now.near);
+        self.now.near.merge(&other.now.near);
         self.tiles.extend(other.tiles);
         self.keys.iter_mut().zip(&other.keys).for_each(|(keys, others)| keys.merge(others));
     }
@@ -319,13 +307,19 @@ impl Opened {
 struct Counted<'a> {
     keys: &'a [u32],
     counts: Vec<u32>,
+    /// How many are at least each.
+    reach: Vec<u32>,
 }
 
 impl<'a> Counted<'a> {
     fn of(keys: &'a [u32]) -> Self {
         let mut counts = vec![0; KEYS];
         keys.iter().for_each(|key| counts[*key as usize] += 1);
-        Self { keys, counts }
+        let mut reach = counts.clone();
+        for key in (1..KEYS).rev() {
+            reach[key - 1] += reach[key];
+        }
+        Self { keys, counts, reach }
     }
 
     /// The first and the last key that the smallest of a share of the largest may have.
@@ -341,12 +335,7 @@ impl<'a> Counted<'a> {
 
     /// The key of this rank from the largest.
     fn ranked(&self, rank: f64) -> usize {
-        let mut above = 0.0;
-        let from_top = self.counts.iter().rev().position(|count| {
-            above += f64::from(*count);
-            above >= rank.max(1.0)
-        });
-        from_top.map_or(0, |at| KEYS - 1 - at)
+        self.reach.partition_point(|reach| f64::from(*reach) >= rank.max(1.0)).saturating_sub(1)
     }
 
     /// The share of keys from one up to another.

@@ -3,11 +3,12 @@
 //! What reaches the upper limit of a threshold is beyond it, what is below the lower one is not. What lies between is
 //! written down until the threshold is known: few elements, brought together without a branch.
 
+use super::super::aligned::Aligned;
 use super::super::lanes::{self, LANES, Lanes};
 use super::super::level::{by_level, kernel};
 use super::super::select::BITS;
 use super::super::{CHUNK, Level, convert};
-use super::keys::count_bins;
+use super::keys::{NearCounts, count_bins};
 use super::loops::{ceil_narrow, filled, floor_narrow};
 #[cfg(target_arch = "x86_64")]
 use super::x86;
@@ -105,48 +106,43 @@ impl Limits {
 /// Of each threshold of each expert: how many deltas reach each of its limits.
 pub type Above = [[[u64; 2]; 3]; 2];
 
-/// What was brought together of a chunk. Behind its elements each list has room for a register.
-#[derive(Debug)]
+/// What may be brought together of a chunk, and room for a register behind it.
+pub(super) type List = Aligned<f32, { CHUNK + 2 * ROW }>;
+
+/// Room for what is seen of a chunk.
+#[derive(Debug, Default)]
 pub struct Seen {
-    /// The deltas of both experts, …
-    pub(super) deltas: [Vec<f32>; 2],
-    /// … their exponents as stored, of a whole chunk.
-    pub(super) exponents: Box<[[u8; CHUNK]; 2]>,
-    /// Those of both where one may be beyond a threshold.
-    pub(super) large: [Vec<f32>; 2],
-    pub(super) larges: usize,
-    /// Magnitudes of the base between their limits, with a minus where the first expert changed them and with the lowest
-    /// bit where the second did.
-    pub(super) near: Vec<f32>,
-    pub(super) nears: usize,
-    /// How many base weights are below their limits.
-    pub(super) smallest: u64,
-    /// Numbers of a chunk where they are needed in f32.
+    lists: Box<Lists>,
+    /// Its numbers where they are needed in f32.
     decoded: [Vec<f32>; 3],
 }
 
-impl Default for Seen {
-    fn default() -> Self {
-        let list = Vec::new;
-        Self {
-            deltas: [list(), list()],
-            exponents: Box::new([[0; CHUNK]; 2]),
-            large: [list(), list()],
-            larges: 0,
-            near: list(),
-            nears: 0,
-            smallest: 0,
-            decoded: [list(), list(), list()],
-        }
-    }
+/// What was brought together of a chunk.
+#[derive(Debug, Default)]
+pub(super) struct Lists {
+    /// The deltas of both experts, …
+    pub(super) deltas: [List; 2],
+    /// … their exponents as stored, of a whole chunk.
+    pub(super) exponents: [Aligned<u8, CHUNK>; 2],
+    /// Those of both where one may be beyond a threshold.
+    pub(super) large: [List; 2],
+    /// … so many of each.
+    pub(super) larges: usize,
+    /// Magnitudes of the base between their limits, [marked](NearCounts::marked), …
+    pub(super) near: List,
+    /// … so many.
+    pub(super) nears: usize,
+    /// How many base weights are below their limits.
+    pub(super) smallest: u64,
 }
 
 impl Seen {
     /// The first delta of an expert that is so large.
     #[must_use]
     pub fn find(&self, expert: usize, size: f64) -> Option<(usize, f64)> {
-        let at = self.deltas[expert].iter().position(|delta| f64::from(delta.abs()) == size)?;
-        Some((at, self.deltas[expert][at].into()))
+        let delta = &self.lists.deltas[expert];
+        let at = delta.iter().position(|delta| f64::from(delta.abs()) == size)?;
+        Some((at, delta[at].into()))
     }
 }
 
@@ -188,11 +184,17 @@ pub struct Open {
     pub(super) pairs: [Vec<f32>; 2],
     /// … so many of them.
     pub(super) len: usize,
-    /// Base weights that may be among the smallest, see [`near`].
-    pub near: Vec<f32>,
+    /// Base weights that may be among the smallest.
+    pub near: NearCounts,
 }
 
 impl Open {
+    /// For base weights with keys from one up to another.
+    #[must_use]
+    pub fn between(first: usize, end: usize) -> Self {
+        Self { near: NearCounts::between(first, end), ..Self::default() }
+    }
+
     /// Number of pairs.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -220,13 +222,6 @@ impl Open {
     }
 }
 
-/// A base weight that was written down: the bits of its magnitude but for the lowest, and whether each expert changed it.
-#[must_use]
-pub fn near(written: f32) -> (f32, [bool; 2]) {
-    let bits = written.to_bits();
-    (f32::from_bits(bits & (u32::MAX >> 1) & !1), [bits >> 31 == 1, bits & 1 == 1])
-}
-
 /// Adds to `lanes` the squares of the base, the moments of each expert, the sums of the pair, and for each expert those of
 /// what is beyond its thresholds for certain: 1, 3, 3, 9, 4 and 4. Counts deltas by powers of two in [`BINS`](super::BINS)
 /// bins of each expert, and writes down what is open.
@@ -241,15 +236,11 @@ pub fn glance(
     lanes: &mut [Lanes],
     open: &mut Open,
 ) -> Glance {
-    let room = trio.len() + 2 * ROW;
-    let Seen { deltas: [a, b], large: [x, y], near, .. } = seen;
-    for list in [a, b, x, y, near] {
-        list.resize(room.max(list.len()), 0.0);
-    }
+    assert!(trio.len() <= CHUNK, "one chunk");
     let (sums, beyond) = lanes.split_at_mut(16);
     let Thresholds { epsilon, relative } = thresholds;
     let narrow = Thresholds { epsilon: floor_narrow(epsilon), relative: relative as f32 };
-    let looked = at_once(level, trio, narrow, limits, &mut bins, seen, sums);
+    let looked = at_once(level, trio, narrow, limits, &mut bins, &mut seen.lists, sums);
     let Looked { mut experts, shared } =
         looked.unwrap_or_else(|| look(level, trio, thresholds, limits, bins, seen, sums));
     for (e, expert) in experts.iter_mut().enumerate() {
@@ -257,8 +248,8 @@ pub fn glance(
             expert.changes = look_again(level, trio, e, thresholds, seen);
         }
     }
-    let Seen { large, larges, near, nears, smallest, .. } = seen;
-    open.near.extend_from_slice(&near[..*nears]);
+    let Lists { large, larges, near, nears, smallest, .. } = &mut *seen.lists;
+    open.near.add(&near[..*nears]);
     // The last row is one of large deltas and of zeros.
     large.iter_mut().for_each(|list| list[*larges..][..ROW].fill(0.0));
     let mut above = Above::default();
@@ -292,19 +283,17 @@ fn look(
     lanes: &mut [Lanes],
 ) -> Looked {
     let (mut experts, epsilon, len) = ([Changed::default(); 2], thresholds.epsilon, trio.len());
-    let mut decoded = std::mem::take(&mut seen.decoded);
-    let [base, numbers @ ..] = trio.decoded(level, &mut decoded);
+    let [base, numbers @ ..] = trio.decoded(level, &mut seen.decoded);
     lanes::add_squares_narrow(level, base, &mut lanes[0]);
     for (e, bins) in bins.into_iter().enumerate() {
-        let delta = &mut seen.deltas[e][..len];
+        let delta = &mut seen.lists.deltas[e][..len];
         let lanes = &mut lanes[1 + 3 * e..][..3];
         experts[e].changes = f32::changes(level, numbers[e], base, trio.is_exact(), thresholds, delta, lanes);
         count_bins(level, delta, bins);
     }
-    let [a, b] = seen.deltas.each_ref().map(|deltas| &deltas[..len]);
+    let [a, b] = seen.lists.deltas.each_ref().map(|deltas| &deltas[..len]);
     let shared = f32::add_pair(level, a, b, epsilon, &mut lanes[7..]);
-    [experts[0].low, experts[1].low] = pick(level, base, floor_narrow(epsilon), limits, seen);
-    seen.decoded = decoded;
+    [experts[0].low, experts[1].low] = pick(level, base, floor_narrow(epsilon), limits, &mut seen.lists);
     Looked { experts, shared }
 }
 
@@ -317,13 +306,13 @@ fn look_again(
     seen: &mut Seen,
 ) -> Changes {
     let numbers = trio.decoded(level, &mut seen.decoded);
-    let (delta, unused) = (&mut seen.deltas[expert][..trio.len()], &mut [Lanes::default(); 3]);
+    let (delta, unused) = (&mut seen.lists.deltas[expert][..trio.len()], &mut [Lanes::default(); 3]);
     f32::changes(level, numbers[1 + expert], numbers[0], trio.is_exact(), thresholds, delta, unused)
 }
 
 /// Brings together what may be beyond a threshold, and gives how many small base weights each expert changed.
-fn pick(level: Level, base: &[f32], epsilon: f32, limits: &Limits, seen: &mut Seen) -> [u64; 2] {
-    let Seen { deltas: [a, b], large: [x, y], near, .. } = seen;
+fn pick(level: Level, base: &[f32], epsilon: f32, limits: &Limits, lists: &mut Lists) -> [u64; 2] {
+    let Lists { deltas: [a, b], large: [x, y], near, .. } = lists;
     let (a, b) = (&a[..base.len()], &b[..base.len()]);
     let [least_a, least_b] = limits.reach();
     let mut bits = Bits::NONE;
@@ -337,12 +326,11 @@ fn pick(level: Level, base: &[f32], epsilon: f32, limits: &Limits, seen: &mut Se
     mark_between(level, base, below, end, &mut bits);
     bits.each(|at| {
         let (in_a, in_b) = (a[at].abs() > epsilon, b[at].abs() > epsilon);
-        let size = base[at].abs().to_bits() & !1;
-        near[nears] = f32::from_bits(size | u32::from(in_a) << 31 | u32::from(in_b));
+        near[nears] = NearCounts::marked(base[at].abs(), [in_a, in_b]);
         nears += 1;
     });
-    (seen.larges, seen.nears) = (larges, nears);
-    seen.smallest = count_below(level, base, below);
+    (lists.larges, lists.nears) = (larges, nears);
+    lists.smallest = count_below(level, base, below);
     let (epsilon, below) = (f64::from(epsilon), f64::from(below));
     [f32::count_low(level, a, base, epsilon, below), f32::count_low(level, b, base, epsilon, below)]
 }
@@ -413,7 +401,7 @@ kernel! {
 fn divide(
     level: Level,
     limits: &Limits,
-    large: &mut [Vec<f32>; 2],
+    large: &mut [List; 2],
     larges: usize,
     open: &mut Open,
     above: &mut Above,
@@ -464,13 +452,13 @@ kernel! {
 
 by_level! {
     /// [`divide`] in one loop, where there is a kernel for it.
-    fn divide_at_once(limits: &Limits, large: &mut [Vec<f32>; 2], larges: usize, open: &mut Open, above: &mut Above) -> Option<()> =
+    fn divide_at_once(limits: &Limits, large: &mut [List; 2], larges: usize, open: &mut Open, above: &mut Above) -> Option<()> =
         by_marks, by_marks, x86::divide;
 }
 
 fn by_marks(
     _limits: &Limits,
-    _large: &mut [Vec<f32>; 2],
+    _large: &mut [List; 2],
     _larges: usize,
     _open: &mut Open,
     _above: &mut Above,
@@ -481,7 +469,7 @@ fn by_marks(
 by_level! {
     /// [`look`] in few loops, where there are kernels for it.
     fn at_once(
-        trio: Trio<'_>, thresholds: Thresholds<f32>, limits: &Limits, bins: &mut [&mut [i64]; 2], seen: &mut Seen,
+        trio: Trio<'_>, thresholds: Thresholds<f32>, limits: &Limits, bins: &mut [&mut [i64]; 2], lists: &mut Lists,
         lanes: &mut [Lanes],
     ) -> Option<Looked> = by_steps, by_steps, x86::glance;
 }
@@ -491,7 +479,7 @@ fn by_steps(
     _thresholds: Thresholds<f32>,
     _limits: &Limits,
     _bins: &mut [&mut [i64]; 2],
-    _seen: &mut Seen,
+    _lists: &mut Lists,
     _lanes: &mut [Lanes],
 ) -> Option<Looked> {
     None

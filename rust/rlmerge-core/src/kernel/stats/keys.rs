@@ -202,6 +202,59 @@ impl KeyCounts {
     }
 }
 
+/// How often base weights with keys of some range were met, and how often each of two experts changed them.
+#[derive(Debug, Default)]
+pub struct NearCounts {
+    first: usize,
+    /// Of each key: those that no expert changed, that the second did, the first, both.
+    counts: Vec<[u64; 4]>,
+    /// Whether there are any that are elsewhere, or too small for a normal number: the bit that marks take from those
+    /// tells keys apart.
+    is_odd: bool,
+}
+
+impl NearCounts {
+    /// For keys from one up to another.
+    #[must_use]
+    pub fn between(first: usize, end: usize) -> Self {
+        Self { first, counts: vec![[0; 4]; end.saturating_sub(first)], is_odd: false }
+    }
+
+    /// A magnitude with the marks that [`add`](Self::add) reads: a minus where the first expert changed it, and the lowest
+    /// bit where the second did.
+    #[inline(always)]
+    pub(super) fn marked(size: f32, changed: [bool; 2]) -> f32 {
+        f32::from_bits(size.to_bits() & !1 | u32::from(changed[0]) << 31 | u32::from(changed[1]))
+    }
+
+    /// Counts marked magnitudes.
+    pub fn add(&mut self, marked: &[f32]) {
+        for bits in marked.iter().map(|v| v.to_bits()) {
+            let size = bits & MAGNITUDE_NARROW;
+            // The key of a normal number is in its bits.
+            let key = (size >> SHIFT_NARROW) as usize + (BINS_BELOW << FRACTION);
+            match self.counts.get_mut(key.wrapping_sub(self.first)) {
+                Some(counts) if size >= f32::MIN_POSITIVE.to_bits() => {
+                    counts[(bits >> 31 << 1 | bits & 1) as usize] += 1;
+                }
+                _ => self.is_odd = true,
+            }
+        }
+    }
+
+    /// Adds what another counted of the same keys.
+    pub fn merge(&mut self, other: &Self) {
+        self.is_odd |= other.is_odd;
+        self.counts.iter_mut().flatten().zip(other.counts.iter().flatten()).for_each(|(a, b)| *a += b);
+    }
+
+    /// Of each key, the smallest first: all, and those that each expert changed. Nothing if some could not be counted.
+    pub fn each(&self) -> Option<impl Iterator<Item = [u64; 3]> + '_> {
+        let of = |[none, b, a, both]: &[u64; 4]| [none + b + a + both, a + both, b + both];
+        (!self.is_odd).then(|| self.counts.iter().map(of))
+    }
+}
+
 /// Adds how many magnitudes of a chunk lie in each power of two, as keys without their fraction; zeros are in none.
 pub(super) fn count_bins(level: Level, values: &[f32], bins: &mut [i64]) {
     let mut exponents = [0; CHUNK];

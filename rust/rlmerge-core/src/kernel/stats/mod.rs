@@ -13,8 +13,8 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use glance::{Above, Changed, Glance, Limits, Open, Seen, Trio, glance, narrow_edge, near, settle};
-pub use keys::{BINS, FRACTION, KEYS, KeyCounts, TABLE, Waiting, by_key, edge, key};
+pub use glance::{Above, Changed, Glance, Limits, Open, Seen, Trio, glance, narrow_edge, settle};
+pub use keys::{BINS, FRACTION, KEYS, KeyCounts, NearCounts, TABLE, Waiting, by_key, edge, key};
 
 use super::Level;
 use super::lanes::Lanes;

@@ -117,13 +117,13 @@ fn kernels_that_do_all_at_once_find_what_steps_find() {
 /// What a glance finds: counts, bins, lanes, and what is open.
 fn glanced(level: Level, trio: Trio<'_>, limits: &Limits) -> (Glance, Vec<u64>) {
     let (mut lanes, mut bins) = ([Lanes::default(); 24], [[0; BINS]; 2]);
-    let (mut seen, mut open) = (Seen::default(), Open::default());
+    let (mut seen, mut open) = (Seen::default(), Open::between(1, KEYS));
     let thresholds = Thresholds { epsilon: 1e-5, relative: 1e-3 };
     let [first, second] = &mut bins;
     let glance = glance(level, trio, thresholds, limits, [first, second], &mut seen, &mut lanes, &mut open);
     let mut all = bits(&lanes);
     all.extend(bins.as_flattened().iter().map(|count| *count as u64));
-    all.extend(open.near.iter().map(|v| u64::from(v.to_bits())));
+    all.extend(open.near.each().into_iter().flatten().flatten());
     let [first, second] = open.take_pairs();
     assert_eq!(open.count(), 0);
     all.extend(first.iter().chain(&second).map(|v| u64::from(v.to_bits())));
@@ -179,7 +179,7 @@ fn a_glance_and_what_it_leaves_open_are_all() {
     let mut all = [Lanes::default(); 8];
     let expected = settle(Level::BASELINE, [&deltas[0], &deltas[1]], least, &mut all);
     let (mut lanes, mut bins) = ([Lanes::default(); 24], [[0; BINS]; 2]);
-    let (mut seen, mut open) = (Seen::default(), Open::default());
+    let (mut seen, mut open) = (Seen::default(), Open::between(1, KEYS));
     let [first, second] = &mut bins;
     let trio = Trio::Decoded([base, x, y], false);
     let thresholds = Thresholds { epsilon: 1e-5, relative: 1e-3 };
@@ -210,14 +210,13 @@ fn a_glance_and_what_it_leaves_open_are_all() {
         );
     }
     let between = |b: &f32| (edge(key(1e-5))..edge(key(2e-5))).contains(&f64::from(b.abs()));
-    let near: Vec<f32> = open.near.iter().map(|written| super::near(*written).0).collect();
-    let expected: Vec<f32> =
-        base.iter().filter(|b| between(b)).map(|b| f32::from_bits(b.abs().to_bits() & !1)).collect();
-    assert_eq!(near, expected);
-    let changed = |e: usize| deltas[e].iter().zip(base).filter(|(d, b)| d.abs() > 1e-5 && between(b)).count();
-    for e in 0..2 {
-        assert_eq!(open.near.iter().filter(|written| super::near(**written).1[e]).count(), changed(e));
+    let mut expected = vec![[0; 3]; KEYS - 1];
+    for (i, b) in base.iter().enumerate().filter(|(_, b)| between(b)) {
+        let changed = deltas.each_ref().map(|delta| u64::from(delta[i].abs() > 1e-5));
+        let counts = expected[key(f64::from(b.abs())) - 1].iter_mut();
+        counts.zip([1, changed[0], changed[1]]).for_each(|(count, more)| *count += more);
     }
+    assert!(open.near.each().expect("normal numbers").eq(expected));
 }
 
 #[test]

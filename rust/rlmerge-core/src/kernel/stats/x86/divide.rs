@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::glance::{Above, Limits, Open};
+use super::super::glance::{Above, Limits, List, Open};
 use super::beyond::reached;
 use super::{Counter, minus_one};
 use crate::kernel::lanes::LANES;
@@ -12,7 +12,7 @@ use crate::kernel::level::registers::{load_512, put_512, store_512};
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,popcnt,bmi1,fma")]
 pub fn divide(
     limits: &Limits,
-    large: &mut [Vec<f32>; 2],
+    large: &mut [List; 2],
     larges: usize,
     open: &mut Open,
     above: &mut Above,

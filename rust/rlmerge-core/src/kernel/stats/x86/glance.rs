@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::glance::{Changed, Limits, Looked, Seen, Trio};
+use super::super::glance::{Changed, Limits, Lists, Looked, Trio};
 use super::super::keys::{BINS_BELOW, plain_bins};
 use super::super::{Changes, Thresholds};
 use super::changes::bf16;
@@ -63,7 +63,7 @@ pub fn glance(
     thresholds: Thresholds<f32>,
     limits: &Limits,
     bins: &mut [&mut [i64]; 2],
-    seen: &mut Seen,
+    lists: &mut Lists,
     lanes: &mut [Lanes],
 ) -> Option<Looked> {
     let (squares, lanes) = lanes.split_first_mut()?;
@@ -74,22 +74,22 @@ pub fn glance(
         Trio::Decoded(numbers, _) => numbers.map(Source::decoded),
     };
     let counts = match (trio, same) {
-        (Trio::Stored(_), true) => look::<true, true>(&sources, thresholds, limits, seen, squares),
-        (Trio::Stored(_), false) => look::<true, false>(&sources, thresholds, limits, seen, squares),
-        (Trio::Decoded(..), true) => look::<false, true>(&sources, thresholds, limits, seen, squares),
-        (Trio::Decoded(..), false) => look::<false, false>(&sources, thresholds, limits, seen, squares),
+        (Trio::Stored(_), true) => look::<true, true>(&sources, thresholds, limits, lists, squares),
+        (Trio::Stored(_), false) => look::<true, false>(&sources, thresholds, limits, lists, squares),
+        (Trio::Decoded(..), true) => look::<false, true>(&sources, thresholds, limits, lists, squares),
+        (Trio::Decoded(..), false) => look::<false, false>(&sources, thresholds, limits, lists, squares),
     };
     let mut experts = [Changed::default(); 2];
     let len = sources[0].len;
     for e in 0..2 {
         let most;
         (experts[e], most) = counts[e].changed();
-        let (delta, changes) = (&seen.deltas[e][..len], &mut experts[e].changes);
+        let (delta, changes) = (&lists.deltas[e][..len], &mut experts[e].changes);
         if most >= f32::INFINITY.to_bits() {
             plain_bins(delta, bins[e]);
             continue;
         }
-        let normal = count_exponents(&seen.exponents[e], most, bins[e]);
+        let normal = count_exponents(&lists.exponents[e], most, bins[e]);
         let mut moved = normal;
         // Deltas too small for normal numbers, or zeros of the other sign.
         if normal != changes.different {
@@ -100,7 +100,7 @@ pub fn glance(
             (changes.relative, changes.visible) = (moved, moved);
         }
     }
-    let shared = add_all([&seen.deltas[0][..len], &seen.deltas[1][..len]], thresholds.epsilon, lanes)?;
+    let shared = add_all([&lists.deltas[0][..len], &lists.deltas[1][..len]], thresholds.epsilon, lanes)?;
     Some(Looked { experts, shared })
 }
 
@@ -142,7 +142,7 @@ fn look<const STORED: bool, const SAME: bool>(
     [base, first, second]: &[Source<'_>; 3],
     thresholds: Thresholds<f32>,
     limits: &Limits,
-    seen: &mut Seen,
+    lists: &mut Lists,
     squares: &mut Lanes,
 ) -> [Counts; 2] {
     let (epsilon, relative) = (_mm512_set1_ps(thresholds.epsilon), _mm512_set1_ps(thresholds.relative));
@@ -153,9 +153,9 @@ fn look<const STORED: bool, const SAME: bool>(
     let (mut counts_a, mut counts_b, mut smallest) = (Counts::new(), Counts::new(), Counter::new());
     let mut sums = begin(squares);
     let (mut larges, mut nears) = (0, 0);
-    let Seen {
+    let Lists {
         deltas: [deltas_a, deltas_b], large: [large_a, large_b], near, exponents: exponents_of, ..
-    } = seen;
+    } = lists;
     let [exponents_a, exponents_b] = exponents_of.each_mut().map(|of| of.as_chunks_mut().0);
     let count_of_rows = base.len.div_ceil(LANES);
     assert!(count_of_rows <= ROWS, "one chunk");
@@ -169,10 +169,7 @@ fn look<const STORED: bool, const SAME: bool>(
         store_512(a, &mut deltas_a[row]);
         store_512(delta_b, &mut deltas_b[row]);
         let wide = widened(b);
-        sums = [
-            _mm512_fmadd_pd(wide[0], wide[0], sums[0]),
-            _mm512_fmadd_pd(wide[1], wide[1], sums[1]),
-        ];
+        sums = [_mm512_fmadd_pd(wide[0], wide[0], sums[0]), _mm512_fmadd_pd(wide[1], wide[1], sums[1])];
         let (size_a, size_b) = (_mm512_abs_ps(a), _mm512_abs_ps(delta_b));
         let in_a = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(size_a, epsilon);
         let in_b = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(size_b, epsilon);
@@ -195,9 +192,9 @@ fn look<const STORED: bool, const SAME: bool>(
         (exponents_a[last], exponents_b[last]) = ([0; LANES], [0; LANES]);
     }
     end(sums, squares);
-    (seen.larges, seen.nears) = (larges, nears);
+    (lists.larges, lists.nears) = (larges, nears);
     // Zeros that fill up the last row are small.
-    seen.smallest = smallest.total() - (LANES * count_of_rows - base.len) as u64;
+    lists.smallest = smallest.total() - (LANES * count_of_rows - base.len) as u64;
     [counts_a, counts_b]
 }
 
@@ -268,7 +265,7 @@ fn exponents(size: __m512) -> __m128i {
     _mm512_cvtepi32_epi8(_mm512_srli_epi32::<23>(_mm512_castps_si512(size)))
 }
 
-/// Magnitudes with a minus where the first expert changed them and with the lowest bit where the second did.
+/// [`NearCounts::marked`](super::super::NearCounts::marked).
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,popcnt,bmi1,fma")]
 #[inline]
 fn marked(size: __m512, in_a: __mmask16, in_b: __mmask16) -> __m512 {
